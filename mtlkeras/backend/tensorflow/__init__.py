@@ -1,0 +1,5 @@
+from mtlkeras.backend.tensorflow.trainer import (
+    TensorFlowMultiTaskTrainer as MultiTaskTrainer,
+)
+
+__all__ = ["MultiTaskTrainer"]

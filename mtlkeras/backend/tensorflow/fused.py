@@ -1,0 +1,86 @@
+"""One fused kernel in place of Keras's elementwise Adam and SGD updates.
+
+Keras writes an update as about ten elementwise operations per variable, each a
+pass over the memory. TensorFlow has kernels that do the same formula in one
+pass. They differ from Keras in rounding only.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+
+def fuse(optimizer):
+    """Lets `optimizer.apply` use a fused kernel; returns whether it does.
+
+    Only the elementwise step is replaced, through the hook that Keras has for
+    backends: clipping, accumulation, constraints and counters stay Keras's.
+    """
+    kind = type(optimizer)
+    if kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
+        if optimizer.amsgrad:
+            return False
+        step = _adam_step
+    elif kind is keras.optimizers.SGD:
+        step = _sgd_step
+    else:
+        return False
+    unfused = optimizer._backend_update_step
+
+    def update(gradients, variables, learning_rate):
+        if any(isinstance(g, tf.IndexedSlices) for g in gradients):
+            return unfused(gradients, variables, learning_rate)
+        return step(optimizer, gradients, variables, learning_rate)
+
+    optimizer._backend_update_step = update
+    return True
+
+
+def _adam_step(optimizer, gradients, variables, learning_rate):
+    powers = functools.cache(lambda dtype: _adam_powers(optimizer, dtype))
+    for gradient, variable in zip(gradients, variables, strict=True):
+        index = optimizer._get_variable_index(variable)
+        dtype = variable.dtype
+        beta_1_power, beta_2_power = powers(dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.value.handle,
+            m=optimizer._momentums[index].value.handle,
+            v=optimizer._velocities[index].value.handle,
+            beta1_power=beta_1_power,
+            beta2_power=beta_2_power,
+            lr=tf.cast(learning_rate, dtype),
+            beta1=tf.cast(optimizer.beta_1, dtype),
+            beta2=tf.cast(optimizer.beta_2, dtype),
+            epsilon=tf.cast(optimizer.epsilon, dtype),
+            grad=tf.cast(gradient, dtype),
+        )
+
+
+def _adam_powers(optimizer, dtype):
+    step = tf.cast(tf.convert_to_tensor(optimizer.iterations) + 1, dtype)
+    return (
+        tf.pow(tf.cast(optimizer.beta_1, dtype), step),
+        tf.pow(tf.cast(optimizer.beta_2, dtype), step),
+    )
+
+
+def _sgd_step(optimizer, gradients, variables, learning_rate):
+    for gradient, variable in zip(gradients, variables, strict=True):
+        index = optimizer._get_variable_index(variable)
+        dtype = variable.dtype
+        rate = tf.cast(learning_rate, dtype)
+        gradient = tf.cast(gradient, dtype)
+        if optimizer.momentum != 0:
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.value.handle,
+                accum=optimizer.momentums[index].value.handle,
+                lr=rate,
+                grad=gradient,
+                momentum=tf.cast(optimizer.momentum, dtype),
+                use_nesterov=optimizer.nesterov,
+            )
+        else:
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.value.handle, alpha=rate, delta=gradient
+            )

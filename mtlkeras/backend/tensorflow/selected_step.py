@@ -1,0 +1,334 @@
+import keras
+import tensorflow as tf
+
+from mtlkeras.backend.tensorflow.batch import both
+from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.sequential_step import GroupStep
+from mtlkeras.backend.tensorflow.state import (
+    ForwardScope,
+    is_loss_scaled,
+)
+
+
+def selected_step(batch):
+    """Groups chosen inside the graph: one for the batch, or all in an order.
+
+    The trunk runs outside of the switch over the groups, so that a branch
+    holds a head only and tracing does not grow with trunk times groups.
+    """
+    model = batch.model
+    strategy, optimizer = model._multi_task.strategy, model.optimizer
+    count = len(model._multi_task.plan.groups)
+    step = SelectedStep(batch)
+    results = step.empty()
+    if strategy.one_group_per_step:
+        chosen = strategy.select_group(optimizer.iterations)
+        results = step.run(tf.cast(chosen, tf.int32), results)
+    else:
+        order = tf.cast(strategy.order_groups(optimizer.iterations), tf.int32)
+
+        _, results = tf.while_loop(
+            lambda position, _: position < count,
+            lambda position, results: (
+                position + 1,
+                step.run(order[position], results),
+            ),
+            (tf.constant(0), results),
+        )
+    step.finish(results)
+    optimizer.finish_batch()
+    batch.track()
+
+
+class SelectedStep:
+    """Forward pass, gradients and update of a group known in the graph."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.model = batch.model
+        self.plan = self.model._multi_task.plan
+        self.tasks = batch.tasks
+        self.names = self.tasks.names
+        self.group_of = {
+            name: k
+            for k, group in enumerate(self.plan.groups)
+            for name in group
+        }
+        self.steps = [GroupStep(batch, k) for k in range(len(self.plan.groups))]
+        groups = self.plan.variable_groups
+        self.shared = [v for v in self.plan.variables if len(groups[id(v)]) > 1]
+        self.own = [
+            [v for v in self.plan.variables if groups[id(v)] == (k,)]
+            for k in range(len(self.plan.groups))
+        ]
+        self.cut = self.model._multi_task.cut_for(self.plan.groups)
+        # Shared variables that heads use past the cut, as a layer called by
+        # several of them.
+        in_heads = {
+            id(v)
+            for head in (self.cut[1] if self.cut else ())
+            for v in head.variables
+        }
+        self.direct = [v for v in self.shared if id(v) in in_heads]
+        shapes = self.model._multi_task.output_shapes(self.model, batch.x)
+        rows = batch.size()
+        self.blank = {
+            name: tf.zeros([rows, *shapes[name][0][1:]], shapes[name][1])
+            for name in self.names
+        }
+
+    def empty(self):
+        count = len(self.plan.groups)
+        no = tf.zeros([count], tf.bool)
+        return {
+            "losses": tf.zeros([len(self.names)], keras.backend.floatx()),
+            "predictions": dict(self.blank),
+            "extra": tf.zeros([], tf.float32),
+            "ran": no,
+            "finite": tf.ones([count], tf.bool),
+        }
+
+    def run(self, chosen, results):
+        """One sub-step of group `chosen`; returns the results with its own."""
+        trunk_layers, head_layers = self._split_layers()
+        with tf.GradientTape() as tape:
+            scope = ForwardScope(trunk_layers)
+            with scope:
+                if self.cut is None:
+                    boundary = self.model._forward(self.names, self.batch.x)
+                    boundary = [boundary[name] for name in self.names]
+                else:
+                    boundary = keras.tree.flatten(
+                        self.model._run(
+                            self.cut[0], self.batch.x, training=True
+                        )
+                    )
+                added = scope.added_losses()
+            boundary = [tf.convert_to_tensor(tensor) for tensor in boundary]
+            extras = tf.stack(
+                [self._trunk_extra(k, added) for k in range(len(self.steps))]
+            )
+            extra = extras[chosen]
+        branches = [
+            lambda k=k: self._head(k, boundary, head_layers)
+            for k in range(len(self.steps))
+        ]
+        out = tf.switch_case(chosen, branches)
+        loss = out["loss"] + tf.cast(extra, out["loss"].dtype)
+        gradients = self._gradients(tape, boundary, extra, out)
+        del tape
+        checked = [loss]
+        if not is_loss_scaled(self.model.optimizer):
+            checked += [g for g in gradients.values() if g is not None]
+        finite = all_finite(checked)
+        labelled = tf.stack(
+            [
+                tf.convert_to_tensor(self.batch.any_labelled(group))
+                for group in self.plan.groups
+            ]
+        )[chosen]
+        live = both(labelled, finite)
+
+        def update(k):
+            pairs = [
+                (gradients[id(v)], v)
+                for v in self.plan.group_variables(k)
+                if gradients.get(id(v)) is not None
+            ]
+            self.model.optimizer.apply_slot(
+                self.plan.group_slots[k],
+                [g for g, _ in pairs],
+                [v for _, v in pairs],
+                first_update=lambda v: self._is_first(
+                    self.plan.variable_groups[id(v)], k, results["ran"]
+                ),
+                resting=self.steps[k].resting(),
+            )
+
+        def commit():
+            tf.switch_case(
+                chosen,
+                [lambda k=k: update(k) or 0 for k in range(len(self.steps))],
+            )
+            scope.commit(
+                lambda groups: self._is_first(groups, chosen, results["ran"])
+            )
+
+        tf.cond(live, commit, lambda: None)
+        hit = tf.equal(tf.range(len(self.steps)), chosen)
+        tasks_hit = [hit[self.group_of[name]] for name in self.names]
+        return {
+            "losses": tf.where(
+                tf.stack(tasks_hit), out["losses"], results["losses"]
+            ),
+            "predictions": {
+                name: tf.where(
+                    taken,
+                    out["predictions"][name],
+                    results["predictions"][name],
+                )
+                for name, taken in zip(self.names, tasks_hit, strict=True)
+            },
+            "extra": results["extra"]
+            + tf.where(live, tf.cast(extra + out["extra"], tf.float32), 0.0),
+            "ran": results["ran"] | (hit & live),
+            "finite": tf.where(hit, finite, results["finite"]),
+        }
+
+    def _gradients(self, tape, boundary, extra, out):
+        """Gradients by variable id: through the boundary plus the head's."""
+        own = [v for variables in self.own for v in variables]
+        sources = self.shared + (own if self.cut is None else [])
+        scale = tf.cast(out["scale"], extra.dtype)
+        through = tape.gradient(
+            [*boundary, extra],
+            sources,
+            output_gradients=[*out["boundary"], scale],
+        )
+        gradients = {
+            id(v): g
+            for v, g in zip(sources, through, strict=True)
+            if g is not None
+        }
+        head = zip(own + self.direct, out["own"] + out["direct"], strict=True)
+        for v, g in head:
+            if id(v) in gradients:
+                g = g + tf.convert_to_tensor(gradients[id(v)])
+            gradients[id(v)] = g
+        return gradients
+
+    @staticmethod
+    def _is_first(groups, chosen, ran):
+        """Whether `chosen` is among `groups` and none of them ran before."""
+        if isinstance(chosen, int) and groups == (chosen,):
+            return True
+        among = tf.reduce_any(tf.equal(tf.constant(groups), chosen))
+        return among & ~tf.reduce_any(tf.gather(ran, tf.constant(groups)))
+
+    def _split_layers(self):
+        if self.cut is None:
+            return self.plan.layer_groups, [[] for _ in self.steps]
+        trunk = {id(operation) for operation in self.cut[0]._flatten_layers()}
+        heads = [
+            [
+                (layer, (k,))
+                for layer, groups in self.plan.layer_groups
+                if id(layer) not in trunk and k in groups
+            ]
+            for k in range(len(self.steps))
+        ]
+        return [
+            (layer, groups)
+            for layer, groups in self.plan.layer_groups
+            if id(layer) in trunk
+        ], heads
+
+    def _trunk_extra(self, k, added):
+        """Group `k`'s share of what the trunk adds to the loss."""
+        step = self.steps[k]
+        # One group updates in this batch, so it carries the trunk's terms
+        # alone; in an order, the groups with labels share them.
+        alone = self.model._multi_task.strategy.one_group_per_step
+        terms = [
+            value if alone else step.share(groups, value)
+            for groups, value in added
+            if k in groups
+        ]
+        for variable in self.shared:
+            groups = self.plan.variable_groups[id(variable)]
+            if variable.regularizer is not None and k in groups:
+                value = variable.regularizer(variable)
+                terms.append(value if alone else step.share(groups, value))
+        if not terms:
+            return tf.zeros([], tf.float32)
+        return tf.add_n([tf.cast(term, tf.float32) for term in terms])
+
+    def _head(self, k, boundary, head_layers):
+        """Branch `k`: its head, its loss and the gradients at the boundary."""
+        batch, names = self.batch, self.plan.groups[k]
+        variables = self.own[k] + self.direct
+        with tf.GradientTape() as tape:
+            tape.watch(boundary)
+            scope = ForwardScope(head_layers[k])
+            with scope:
+                predictions = self._outputs(k, boundary)
+                losses = {
+                    name: self.tasks.task_loss(
+                        name,
+                        batch.targets[name],
+                        predictions[name],
+                        batch.weights[name],
+                    )
+                    for name in names
+                }
+                added = [value for _, value in scope.added_losses()]
+            regularizers = [
+                v.regularizer(v)
+                for v in self.own[k]
+                if v.regularizer is not None
+            ]
+            own_extra = [tf.cast(t, tf.float32) for t in added + regularizers]
+            extra = tf.add_n(own_extra) if own_extra else tf.constant(0.0)
+            loss = batch.group_loss(losses)
+            loss = loss + tf.cast(extra, loss.dtype)
+            optimizer, slot = self.model.optimizer, self.plan.group_slots[k]
+            scaled = optimizer.scale_loss(loss, slot)
+        taken = tape.gradient(scaled, [*boundary, *variables])
+        at_boundary = [
+            tf.zeros_like(b) if g is None else g
+            for b, g in zip(boundary, taken, strict=False)
+        ]
+        by_id = dict(
+            zip(map(id, variables), taken[len(boundary) :], strict=True)
+        )
+        finite = tf.math.is_finite(loss)
+        scope.commit(lambda groups: both(batch.any_labelled(names), finite))
+        return {
+            "loss": loss,
+            "losses": tf.stack(
+                [
+                    losses.get(n, tf.zeros([], keras.backend.floatx()))
+                    for n in self.names
+                ]
+            ),
+            "predictions": {
+                name: predictions.get(name, self.blank[name])
+                for name in self.names
+            },
+            "extra": extra,
+            "scale": optimizer.scale_loss(tf.ones([]), slot),
+            "boundary": at_boundary,
+            "own": self._dense([v for vs in self.own for v in vs], by_id),
+            "direct": self._dense(self.direct, by_id),
+        }
+
+    def _outputs(self, k, boundary):
+        if self.cut is None:
+            outputs = dict(zip(self.names, boundary, strict=True))
+            return {name: outputs[name] for name in self.plan.groups[k]}
+        head = self.cut[1][k]
+        return self.model._run(
+            head, [boundary[i] for i in head.positions], training=True
+        )
+
+    @staticmethod
+    def _dense(variables, gradients):
+        """All branches of a switch return tensors of the same shapes."""
+        return [
+            tf.zeros(v.shape, v.dtype)
+            if gradients.get(id(v)) is None
+            else tf.convert_to_tensor(gradients[id(v)])
+            for v in variables
+        ]
+
+    def finish(self, results):
+        """Hands the results to the batch."""
+        batch = self.batch
+        batch.extra.append(results["extra"])
+        losses = tf.unstack(results["losses"])
+        for name, loss in zip(self.names, losses, strict=True):
+            k = self.group_of[name]
+            batch.losses[name] = loss
+            batch.predictions[name] = results["predictions"][name]
+            batch.ran[name] = both(batch.labelled[name], results["ran"][k])
+            batch.finite[name] = results["finite"][k]

@@ -1,0 +1,158 @@
+import tensorflow as tf
+
+from mtlkeras.backend.tensorflow.batch import as_counts, both, negated
+from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.state import (
+    ForwardScope,
+    first_of,
+    is_loss_scaled,
+)
+
+
+def sequential_step(batch):
+    """Every group in turn, each from the weights that the last one left."""
+    ran = []
+    for index in range(len(batch.model._multi_task.plan.groups)):
+        ran.append(GroupStep(batch, index).run(ran))
+    batch.model.optimizer.finish_batch()
+    batch.track()
+
+
+class GroupStep:
+    """Forward pass, gradients and update of one group."""
+
+    def __init__(self, batch, index):
+        self.batch = batch
+        self.index = index
+        self.model = batch.model
+        self.plan = batch.model._multi_task.plan
+        self.names = self.plan.groups[index]
+        self.slot = self.plan.group_slots[index]
+
+    def run(self, ran_before):
+        """Returns whether the group was updated, a boolean."""
+        with tf.GradientTape() as tape:
+            losses, loss = self.forward(self.batch.any_labelled(self.names))
+            scaled = self.model.optimizer.scale_loss(loss, self.slot)
+        variables = self.plan.group_variables(self.index)
+        gradients = tape.gradient(scaled, variables)
+        return self.update(gradients, losses, loss, ran_before)
+
+    def forward(self, labelled):
+        """The group's task losses and its total, under the caller's tape."""
+        batch = self.batch
+        layers = [
+            (layer, groups)
+            for layer, groups in self.plan.layer_groups
+            if self.index in groups
+        ]
+        self.scope = ForwardScope(layers)
+        with self.scope:
+            predictions = self.model._forward(self.names, batch.x)
+            losses = {
+                name: batch.tasks.task_loss(
+                    name,
+                    batch.targets[name],
+                    predictions[name],
+                    batch.weights[name],
+                )
+                for name in self.names
+            }
+            added = self.scope.added_losses()
+        batch.losses.update(losses)
+        batch.predictions.update(predictions)
+        loss = batch.group_loss(losses)
+        extra = self.extra_loss(added)
+        if extra is not None:
+            batch.extra.append(
+                tf.where(labelled, extra, tf.zeros_like(extra))
+                if labelled is not True
+                else extra
+            )
+            loss = loss + tf.cast(extra, loss.dtype)
+        return losses, loss
+
+    def extra_loss(self, added):
+        """The group's share of `add_loss` terms and regularizers, or `None`."""
+        terms = [self.share(groups, loss) for groups, loss in added]
+        for variable in self.plan.group_variables(self.index):
+            if variable.regularizer is not None:
+                groups = self.plan.variable_groups[id(variable)]
+                value = variable.regularizer(variable)
+                terms.append(self.share(groups, value))
+        return tf.add_n(terms) if terms else None
+
+    def share(self, groups, value):
+        """Equal shares for the groups that have labels in this batch."""
+        flags = [self.batch.any_labelled(self.plan.groups[k]) for k in groups]
+        if all(flag is True for flag in flags):
+            return value / len(flags) if len(flags) > 1 else value
+        count = tf.maximum(tf.reduce_sum(as_counts(flags)), 1)
+        return value / tf.cast(count, value.dtype)
+
+    def update(self, gradients, losses, loss, ran_before):
+        """Applies the group's gradients if it has labels and all is finite.
+
+        Returns whether it did, a boolean tensor.
+        """
+        batch, optimizer = self.batch, self.model.optimizer
+        variables = self.plan.group_variables(self.index)
+        # A path that a layer cuts (stop_gradient) has no gradient.
+        pairs = [
+            (g, v)
+            for g, v in zip(gradients, variables, strict=True)
+            if g is not None
+        ]
+        checked = [loss]
+        if not is_loss_scaled(optimizer, self.slot):
+            checked += [g for g, _ in pairs]
+        finite = all_finite(checked)
+        live = both(batch.any_labelled(self.names), finite)
+        self.note(losses, finite)
+
+        def commit():
+            if pairs:
+                optimizer.apply_slot(
+                    self.slot,
+                    [g for g, _ in pairs],
+                    [v for _, v in pairs],
+                    first_update=lambda v: first_of(
+                        self.plan.variable_groups[id(v)],
+                        self.index,
+                        ran_before,
+                    ),
+                    resting=self.resting(),
+                )
+            self.scope.commit(
+                lambda groups: first_of(groups, self.index, ran_before)
+            )
+
+        tf.cond(live, commit, lambda: None)
+        return live
+
+    def note(self, losses, finite):
+        """Which of the group's tasks were finite, and which ran."""
+        batch = self.batch
+        each = {name: tf.math.is_finite(losses[name]) for name in self.names}
+        if len(self.names) > 1:
+            # Not finite behind finite losses: any of its tasks may be it.
+            unclear = tf.logical_and(
+                ~finite, tf.reduce_all(tf.stack(list(each.values())))
+            )
+            for name in self.names:
+                batch.finite[name] = tf.logical_and(each[name], ~unclear)
+        else:
+            batch.finite[self.names[0]] = finite
+        for name in self.names:
+            batch.ran[name] = both(batch.labelled[name], finite)
+
+    def resting(self):
+        """Heads of unlabelled tasks in a group that has labelled ones."""
+        if len(self.names) == 1:
+            return ()
+        return [
+            (negated(self.batch.labelled[name]), variables)
+            for name in self.names
+            if self.batch.labelled[name] is not True
+            and (variables := self.plan.task_variables(name))
+        ]

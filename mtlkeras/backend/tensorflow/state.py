@@ -1,0 +1,103 @@
+"""What a forward pass leaves behind besides its outputs."""
+
+import keras
+import tensorflow as tf
+
+from mtlkeras.backend.tensorflow.batch import both
+
+
+def is_seed(variable):
+    return variable.name == "seed_generator_state"
+
+
+def updated_state(model):
+    """Non-trainable variables that a forward pass may change, seeds aside."""
+    return [
+        v
+        for v in model.non_trainable_variables
+        if not is_seed(v) and v.dtype != "string"
+    ]
+
+
+def is_loss_scaled(optimizer, slot=None):
+    """Whether overflows are handled inside the optimizer's `apply`."""
+    clones = getattr(optimizer, "optimizers", None) or [optimizer]
+    return isinstance(clones[slot or 0], keras.optimizers.LossScaleOptimizer)
+
+
+class ForwardScope:
+    """Runs a forward pass and holds back its changes of state.
+
+    BatchNormalization statistics have to come from the first sub-step that
+    ran, and which that is shows only after the gradients. Seeds move on at
+    once, so that every sub-step draws fresh dropout masks.
+    """
+
+    def __init__(self, layers):
+        self.layers = layers
+        self.variables = list(
+            {
+                id(v): v
+                for layer, _ in layers
+                for v in layer.non_trainable_variables
+            }.values()
+        )
+        self.groups = {
+            id(v): groups
+            for layer, groups in reversed(layers)
+            for v in layer.non_trainable_variables
+        }
+        self._scope = keras.StatelessScope(collect_losses=True)
+
+    def __enter__(self):
+        self._scope.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self._scope.__exit__(*exception)
+        if exception[0] is None:
+            for variable in self.variables:
+                value = self._scope.get_current_value(variable)
+                if value is not None and is_seed(variable):
+                    variable.assign(value)
+
+    def added_losses(self):
+        """`(groups, loss)` of every `add_loss` term; inside the scope."""
+        return [
+            (groups, tf.reduce_sum(tf.cast(loss, tf.float32)))
+            for layer, groups in self.layers
+            for loss in layer._get_own_losses()
+        ]
+
+    def commit(self, is_first):
+        """Writes the held-back state.
+
+        Args:
+            is_first: Function from a tuple of groups to whether this sub-step
+                is the first of them to run (`True`, `False` or a tensor).
+        """
+        for variable in self.variables:
+            value = self._scope.get_current_value(variable)
+            if value is None or is_seed(variable):
+                continue
+            first = is_first(self.groups[id(variable)])
+            if first is True:
+                variable.assign(value)
+            elif first is not False:
+                variable.assign(tf.where(first, value, variable.value))
+
+
+def first_of(groups, index, ran):
+    """Whether group `index` is the first of `groups` to run in the batch.
+
+    Args:
+        groups: Tuple of group indices.
+        index: The group in question, which runs.
+        ran: List with the flags of the groups before it.
+    """
+    first = True
+    for group in groups:
+        if group < index:
+            flag = ran[group]
+            first = both(first, not flag if isinstance(flag, bool) else ~flag)
+    return first

@@ -1,0 +1,113 @@
+import keras
+import tensorflow as tf
+
+from mtlkeras.backend.tensorflow.batch import Batch
+from mtlkeras.backend.tensorflow.fused import fuse
+from mtlkeras.backend.tensorflow.joint_step import joint_step
+from mtlkeras.backend.tensorflow.regrouped_step import regrouped_step
+from mtlkeras.backend.tensorflow.selected_step import selected_step
+from mtlkeras.backend.tensorflow.sequential_step import sequential_step
+from mtlkeras.backend.tensorflow.simultaneous_step import simultaneous_step
+
+
+class TensorFlowMultiTaskTrainer:
+    """Steps of a `MultiTaskModel` on TensorFlow, beside Keras's own trainer.
+
+    Keras's `fit` and `evaluate` stay as they are; they call `train_step` and
+    `test_step`. Which kind of step runs is read off the strategy's attributes.
+    """
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._bind_to(x)
+        batch = Batch(self, x, y, sample_weight)
+        strategy = self._multi_task.strategy
+        if strategy.updates_jointly:
+            joint_step(batch)
+        elif strategy.regroups != "never":
+            regrouped_step(batch)
+        elif strategy.at_same_weights:
+            simultaneous_step(batch)
+        elif strategy.one_group_per_step or strategy.shuffle:
+            selected_step(batch)
+        else:
+            sequential_step(batch)
+        batch.count()
+        return batch.compute_metrics()
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._bind_to(x)
+        batch = Batch(self, x, y, sample_weight)
+        y_pred = self._run(self, x, training=False)
+        total = self._compute_loss(
+            x=x,
+            y=batch.y(),
+            y_pred=y_pred,
+            sample_weight=batch.sample_weight(),
+            training=False,
+        )
+        batch.predictions = batch.tasks.split(y_pred, "y_pred")
+        batch.losses = dict(batch.tasks.values)
+        batch.extra = [total - batch.group_loss(batch.losses)]
+        batch.track(total)
+        return batch.compute_metrics()
+
+    def _run(self, layer, x, training):
+        """Calls a model or a part of it as Keras's trainer does."""
+        if getattr(layer, "_call_has_training_arg", True):
+            return layer(x, training=training)
+        return layer(x)
+
+    def _forward(self, names, x):
+        """Predictions of the named outputs, running only what they need."""
+        graph = self._multi_task.graph
+        if graph is None:
+            y_pred = self._run(self, x, training=True)
+            outputs = self._multi_task.tasks.split(y_pred, "y_pred")
+            return {name: outputs[name] for name in names}
+        return self._run(graph.part(names), x, training=True)
+
+    def _fuse_updates(self, optimizer):
+        """Fused updates for containers of several clones, on one device."""
+        if tf.distribute.has_strategy():
+            return
+        for clone in optimizer.optimizers:
+            fuse(getattr(clone, "inner_optimizer", clone))
+
+    def _find_connections(self, names, inputs):
+        """Which trainable variables the gradient of each output reaches.
+
+        Args:
+            names: Tuple of output names.
+            inputs: Structure of KerasTensors.
+
+        Returns:
+            Dict from output name to a set of variable indices.
+        """
+        variables = self.trainable_variables
+        reach = {}
+
+        def trace(x):
+            with tf.GradientTape(persistent=True) as tape:
+                y_pred = self._run(self, x, training=True)
+                outputs = self._multi_task.tasks.split(y_pred, "y_pred")
+                sums = {
+                    name: tf.reduce_sum(tf.cast(outputs[name], tf.float32))
+                    for name in names
+                }
+            for name in names:
+                gradients = tape.gradient(
+                    sums[name], [v.value for v in variables]
+                )
+                reach[name] = {
+                    i for i, g in enumerate(gradients) if g is not None
+                }
+            return 0
+
+        specs = keras.tree.map_structure(
+            lambda t: tf.TensorSpec(t.shape, t.dtype), inputs
+        )
+        # Traced and thrown away: nothing of the model runs.
+        tf.function(trace, autograph=False).get_concrete_function(specs)
+        return reach

@@ -1,0 +1,1 @@
+"""Pure functions of arrays, written in `keras.ops` only."""

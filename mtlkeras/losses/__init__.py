@@ -1,0 +1,3 @@
+from mtlkeras.losses.masked_loss import MaskedLoss
+
+__all__ = ["MaskedLoss"]

@@ -1,0 +1,3 @@
+"""Metrics of multi-task models."""
+
+__all__ = []

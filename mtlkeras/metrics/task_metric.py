@@ -1,0 +1,106 @@
+import keras
+from keras import ops
+
+from mtlkeras.losses.masked_loss import reduce_to_entries
+
+
+class TaskMetric(keras.metrics.Metric):
+    """A user's metric that sees labelled entries of tasks that ran, only.
+
+    `MultiTaskModel` puts one around each metric given to `compile`. It keeps
+    the name, the result and the variables of the metric it holds.
+
+    Args:
+        metric: What Keras accepts as a metric: id, function or object.
+        flags: Dict from `id(y_pred)` to `(labelled, ran)` for the predictions
+            of the running step: the boolean mask of the target (or `None`)
+            and whether the task ran (boolean tensor or `None`). The model
+            fills it around `compute_metrics`.
+    """
+
+    def __init__(self, metric, flags):
+        self._flags = (flags,)
+        self.metric = None
+        name, resolved = resolve_metric(metric)
+        super().__init__(name=name)
+        self._identifier = metric
+        self.metric = resolved
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if self.metric is None:
+            # Which accuracy is meant depends on the shapes.
+            self.metric = metric_for_shapes(self._identifier, y_true, y_pred)
+        labelled, ran = self._flags[0].get(id(y_pred), (None, None))
+        if labelled is not None:
+            y_true, sample_weight = leave_out(
+                labelled, y_true, y_pred, sample_weight
+            )
+        if ran is None:
+            return self._update(y_true, y_pred, sample_weight)
+        # Selecting the new state, not weighing by 0: NaN times 0 is NaN.
+        with keras.StatelessScope() as scope:
+            self._update(y_true, y_pred, sample_weight)
+        for variable in self.metric.variables:
+            new = scope.get_current_value(variable)
+            if new is not None:
+                variable.assign(ops.where(ran, new, variable))
+
+    def _update(self, y_true, y_pred, sample_weight):
+        if sample_weight is None:
+            return self.metric.update_state(y_true, y_pred)
+        return self.metric.update_state(
+            y_true, y_pred, sample_weight=sample_weight
+        )
+
+    def result(self):
+        return self.metric.result()
+
+    def reset_state(self):
+        if self.metric is not None:
+            self.metric.reset_state()
+
+
+def leave_out(labelled, y_true, y_pred, sample_weight):
+    """Targets without NaN, and weights that are 0 where they are missing."""
+    y_true = ops.where(labelled, y_true, ops.zeros_like(y_true))
+    # One weight per prediction: the last axis holds its classes or values.
+    entries = reduce_to_entries(labelled, max(len(y_pred.shape) - 1, 1))
+    weights = ops.cast(entries, keras.backend.floatx())
+    if sample_weight is not None:
+        sample_weight = ops.cast(sample_weight, weights.dtype)
+        if len(sample_weight.shape) == len(weights.shape) + 1:
+            sample_weight = ops.squeeze(sample_weight, -1)
+        for _ in range(len(weights.shape) - len(sample_weight.shape)):
+            sample_weight = ops.expand_dims(sample_weight, -1)
+        weights = weights * sample_weight
+    return y_true, weights
+
+
+def resolve_metric(metric):
+    """Name and metric object; the object is `None` if shapes decide."""
+    if isinstance(metric, str) and metric.lower() in ("accuracy", "acc"):
+        return metric, None
+    found = keras.metrics.get(metric)
+    if isinstance(metric, str):
+        name = metric
+    else:
+        name = getattr(found, "name", None) or getattr(
+            found, "__name__", type(found).__name__
+        )
+    if not isinstance(found, keras.metrics.Metric):
+        found = keras.metrics.MeanMetricWrapper(found, name=name)
+    found.name = name
+    return name, found
+
+
+def metric_for_shapes(identifier, y_true, y_pred):
+    """The accuracy that Keras's `compile` means for targets of this shape."""
+    classes = y_pred.shape[-1]
+    is_sparse = len(y_true.shape) < len(y_pred.shape) or (
+        y_true.shape[-1] == 1 and classes is not None and classes > 1
+    )
+    if classes == 1:
+        return keras.metrics.BinaryAccuracy(name=identifier)
+    if is_sparse:
+        return keras.metrics.SparseCategoricalAccuracy(name=identifier)
+    return keras.metrics.CategoricalAccuracy(name=identifier)

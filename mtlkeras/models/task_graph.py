@@ -1,0 +1,207 @@
+"""Who reaches what in a functional model, and the parts to run for a task."""
+
+import keras
+
+
+class TaskGraph:
+    """A functional model seen from its outputs.
+
+    Walks the graph back from each output and keeps which operations and which
+    variables it reaches; into nested functional models, too, where only the
+    used outputs count. Gives for any set of outputs the sub-model that
+    computes them and nothing else, and the cut between the part that several
+    groups of outputs share and the heads.
+
+    Args:
+        model: A functional Keras model.
+        outputs: Dict from output name to the model's output KerasTensor.
+    """
+
+    def __init__(self, model, outputs):
+        self.model = model
+        self.outputs = outputs
+        self._parts = {}
+        self.operations = {}  # output name -> list of leaf operations
+        self._nodes = {}  # output name -> {id(node): node} at the top level
+        self.variable_ids = {}
+        for name, tensor in outputs.items():
+            walk = _Walk(model)
+            walk.visit(tensor)
+            self.operations[name] = list(walk.operations.values())
+            self._nodes[name] = walk.nodes
+            self.variable_ids[name] = {
+                id(v)
+                for operation in self._trained(tensor)
+                for v in getattr(operation, "variables", ())
+            }
+
+    def _trained(self, tensor):
+        """Leaf operations through which a gradient of the output flows."""
+        walk = _Walk(self.model, through_stop_gradient=False)
+        walk.visit(tensor)
+        return walk.operations.values()
+
+    def part(self, names):
+        """The functional sub-model that computes the named outputs."""
+        names = tuple(names)
+        if names not in self._parts:
+            self._parts[names] = keras.Model(
+                self.model.input,
+                {name: self.outputs[name] for name in names},
+                name=f"{self.model.name}_part_{len(self._parts)}",
+            )
+        return self._parts[names]
+
+    def cut(self, groups):
+        """Trunk and heads for groups of outputs.
+
+        Args:
+            groups: Tuple of tuples of output names.
+
+        Returns:
+            `(trunk, heads)`: a functional model from the inputs to the list of
+            boundary tensors, and for each group a `Head` on them.
+        """
+        counts = {}
+        for group in groups:
+            reached = {}
+            for name in group:
+                reached.update(self._nodes[name])
+            for key in reached:
+                counts[key] = counts.get(key, 0) + 1
+        shared = {key for key, count in counts.items() if count > 1}
+        produced = {
+            id(tensor)
+            for nodes in self._nodes.values()
+            for key, node in nodes.items()
+            if key in shared or node.is_input
+            for tensor in node.outputs
+        }
+        boundary = {}
+        used = []
+        for group in groups:
+            needed = {}
+            for name in group:
+                output = self.outputs[name]
+                if id(output) in produced:
+                    needed[id(output)] = output
+                for key, node in self._nodes[name].items():
+                    if key in shared or node.is_input:
+                        continue
+                    for tensor in node.input_tensors:
+                        if id(tensor) in produced:
+                            needed[id(tensor)] = tensor
+            boundary.update(needed)
+            used.append(list(needed))
+        order = list(boundary)
+        trunk = keras.Model(
+            self.model.input,
+            [boundary[key] for key in order],
+            name=f"{self.model.name}_trunk",
+        )
+        heads = [
+            Head(
+                [boundary[key] for key in keys],
+                {name: self.outputs[name] for name in group},
+                [order.index(key) for key in keys],
+            )
+            for group, keys in zip(groups, used, strict=True)
+        ]
+        return trunk, heads
+
+
+class Head(keras.layers.Layer):
+    """Runs the part of the graph from boundary tensors to some outputs.
+
+    A `keras.Function` runs without a `training` flag; inside of a layer's call
+    the operations find the flag where Keras passes it on.
+    """
+
+    def __init__(self, inputs, outputs, positions):
+        super().__init__(dtype="float32", autocast=False)
+        self.positions = positions
+        passed = {
+            name: tensor
+            for name, tensor in outputs.items()
+            if any(tensor is given for given in inputs)
+        }
+        computed = {
+            name: tensor
+            for name, tensor in outputs.items()
+            if name not in passed
+        }
+        self._passed = {
+            name: next(i for i, g in enumerate(inputs) if g is tensor)
+            for name, tensor in passed.items()
+        }
+        function = keras.Function(inputs, computed) if computed else None
+        self._function = (function,)
+        # Tracked, so that their `add_loss` terms are cleared and found here.
+        self.parts = [
+            operation
+            for operation in (function.operations if function else ())
+            if isinstance(operation, keras.layers.Layer)
+        ]
+        self._names = tuple(outputs)
+
+    def call(self, inputs, training=None):
+        function = self._function[0]
+        outputs = function(inputs) if function else {}
+        for name, position in self._passed.items():
+            outputs[name] = inputs[position]
+        return {name: outputs[name] for name in self._names}
+
+
+class _Walk:
+    """Collects what a tensor depends on."""
+
+    def __init__(self, model, through_stop_gradient=True):
+        self.inputs = {id(tensor) for tensor in model.inputs}
+        self.through_stop_gradient = through_stop_gradient
+        self.nodes = {}
+        self.operations = {}
+        self._seen = set()
+
+    def visit(self, tensor):
+        """Visits the top-level graph, iteratively: graphs may be deep."""
+        pending = [tensor]
+        while pending:
+            tensor = pending.pop()
+            if id(tensor) in self._seen:
+                continue
+            self._seen.add(id(tensor))
+            operation, node_index, tensor_index = tensor._keras_history
+            node = operation._inbound_nodes[node_index]
+            self.nodes[id(node)] = node
+            if id(tensor) in self.inputs or node.is_input:
+                continue
+            if not self.through_stop_gradient and _stops_gradient(operation):
+                continue
+            if is_functional(operation):
+                used = self._visit_nested(operation, tensor_index)
+                flat = node.input_tensors
+                pending.extend(flat[i] for i in used)
+            else:
+                self.operations[id(operation)] = operation
+                pending.extend(node.input_tensors)
+
+    def _visit_nested(self, model, output_index):
+        """Visits a nested functional model; returns the inputs it used."""
+        inner = _Walk(model, self.through_stop_gradient)
+        inner.visit(model.outputs[output_index])
+        self.operations.update(inner.operations)
+        return [
+            i
+            for i, tensor in enumerate(model.inputs)
+            if id(tensor) in inner._seen
+        ]
+
+
+def is_functional(operation):
+    return isinstance(operation, keras.Function) and isinstance(
+        operation, keras.Model
+    )
+
+
+def _stops_gradient(operation):
+    return type(operation).__name__ == "StopGradient"

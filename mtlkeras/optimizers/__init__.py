@@ -1,0 +1,3 @@
+from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
+
+__all__ = ["PerTaskOptimizer"]

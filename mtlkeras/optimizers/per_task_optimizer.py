@@ -1,0 +1,412 @@
+import contextlib
+import types
+import warnings
+
+import keras
+from keras import ops
+
+from mtlkeras.optimizers.slot_learning_rate import SlotLearningRate
+
+
+@keras.saving.register_keras_serializable("mtlkeras")
+class PerTaskOptimizer(keras.optimizers.Optimizer):
+    """One clone of an optimizer per task group, behind one optimizer.
+
+    The state of independent optimization (Pascal et al., 2021): every task
+    group has an optimizer of its own, built on the variables that the group
+    reaches (shared ones and its own heads), so moments and bias-correction
+    counts are per group while the variables are shared. `MultiTaskModel`
+    creates it from the user's optimizer; with a custom training loop use it by
+    itself, with `apply_slot` for each group and `finish_batch` after the last.
+
+    What must happen once per batch happens here and not in the clones:
+
+    - `iterations` counts batches, and learning-rate schedules read it;
+      a clone counts its own updates, for bias correction.
+    - Decoupled weight decay of a variable is applied before its first update
+      in a batch, at the rate without a task's factor.
+    - The exponential moving average of the weights (`use_ema`) is kept once.
+
+    Clipping, constraints, gradient accumulation and loss scaling act in each
+    clone: every update is Keras's own `apply`.
+
+    Args:
+        optimizer: Any `keras.optimizers.Optimizer`, also a
+            `LossScaleOptimizer`. It is the template and is not used itself.
+        slots: List with one list per clone: the indices of the clone's
+            variables in the list given to `build`. `None` is one clone on all
+            variables. Defaults to `None`.
+        names: List of strings, one per clone, for log keys. Defaults to
+            `None` (numbers).
+        factors: List of floats that multiply the clones' updates. Defaults to
+            `None` (all 1).
+        fused: Boolean. Lets the trainer replace the elementwise update of
+            well-known optimizers by one fused operation of the same formula
+            (equal up to rounding) when there are several clones. Defaults to
+            `True`.
+        name: String. Defaults to `"per_task_optimizer"`.
+
+    Example:
+
+    >>> shared, head_a, head_b = (keras.Variable([1.0]) for _ in range(3))
+    >>> optimizer = PerTaskOptimizer(
+    ...     keras.optimizers.SGD(0.5), slots=[[0, 1], [0, 2]]
+    ... )
+    >>> optimizer.build([shared, head_a, head_b])
+    >>> one = keras.ops.ones((1,))
+    >>> optimizer.apply_slot(0, [one, one], [shared, head_a])
+    >>> optimizer.apply_slot(1, [one, one], [shared, head_b])
+    >>> optimizer.finish_batch()
+    >>> [float(v.numpy()[0]) for v in (shared, head_a, head_b)]
+    [0.0, 0.5, 0.5]
+
+    References:
+        - [Pascal et al., 2021](https://arxiv.org/abs/2109.11678)
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        slots=None,
+        names=None,
+        factors=None,
+        fused=True,
+        name="per_task_optimizer",
+    ):
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "Argument `optimizer` must be a `keras.optimizers.Optimizer` "
+                f"instance. Received: optimizer={optimizer!r}"
+            )
+        inner = innermost(optimizer)
+        super().__init__(
+            learning_rate=0.0,
+            use_ema=inner.use_ema,
+            ema_momentum=inner.ema_momentum,
+            ema_overwrite_frequency=inner.ema_overwrite_frequency,
+            name=name,
+        )
+        self.fused = fused
+        # Keras tracks the variables and optimizers in attributes, dicts and
+        # lists; in here they are not saved a second time.
+        self._untracked = types.SimpleNamespace(
+            template=optimizer,
+            state={},  # (clone, variable) -> the clone's state of it
+            rates={},  # clone -> its rate as the user sees it
+            first_update=None,
+        )
+        self.optimizers = []
+        self.slots = self.names = self.factors = None
+        # Which draw of random groups is in force, for strategies that regroup
+        # once per epoch: state, so that a resumed run goes on with it.
+        self.draw = self.add_variable(
+            shape=(), initializer="zeros", dtype="int64", name="draw"
+        )
+        if slots is not None:
+            self.configure(slots, names, factors)
+
+    @property
+    def template(self):
+        """The optimizer from which the clones were made."""
+        return self._untracked.template
+
+    def configure(self, slots, names=None, factors=None):
+        """Creates the clones, once, for the given slots (see `__init__`)."""
+        if self.slots is not None:
+            raise ValueError("The slots of a PerTaskOptimizer are set once.")
+        slots = tuple(tuple(int(i) for i in slot) for slot in slots)
+        count = len(slots)
+        names = tuple(names or (str(i) for i in range(count)))
+        factors = tuple(float(f) for f in factors or (1.0,) * count)
+        if len(names) != count or len(factors) != count:
+            raise ValueError(
+                "Arguments `slots`, `names` and `factors` must have equal "
+                f"length. Received: {count} slots, names={names}, "
+                f"factors={factors}"
+            )
+        self.slots, self.names, self.factors = slots, names, factors
+        self.optimizers = [self._clone(self.template, name) for name in names]
+
+    def _clone(self, template, slot_name):
+        name = f"{template.name}_{slot_name}"
+        if isinstance(template, keras.optimizers.LossScaleOptimizer):
+            return type(template)(
+                self._clone(template.inner_optimizer, slot_name),
+                initial_scale=template.initial_scale,
+                dynamic_growth_steps=template.dynamic_growth_steps,
+                name=name,
+            )
+        config = template.get_config()
+        config["name"] = name
+        rate = template._learning_rate
+        if callable(rate):
+            config["learning_rate"] = SlotLearningRate(
+                rate, lambda: self._iterations
+            )
+        clone = type(template).from_config(config)
+        # Kept once, in the container.
+        clone.use_ema = False
+        clone.ema_overwrite_frequency = None
+        # `exclude_from_weight_decay` is no part of an optimizer's config.
+        for attribute in (
+            "_exclude_from_weight_decay",
+            "_exclude_from_weight_decay_pattern",
+        ):
+            if hasattr(template, attribute):
+                setattr(clone, attribute, getattr(template, attribute))
+        # `apply` calls this hook exactly when an update really happens (past
+        # accumulation and overflow checks); the container decides for which
+        # variables it is the batch's first.
+        decay = clone._apply_weight_decay
+        clone._apply_weight_decay = lambda variables: self._decay(
+            decay, clone, variables
+        )
+        self._record_state(clone)
+        return clone
+
+    def _record_state(self, clone):
+        """Remembers which state variables a clone makes for which variable.
+
+        Both methods are Keras's public ones for optimizers to call in `build`.
+        What is added without a reference belongs to the next reference.
+        """
+        add_variable = clone.add_variable
+        add_from_reference = clone.add_variable_from_reference
+        pending = []
+
+        def record(*args, **kwargs):
+            pending.append(add_variable(*args, **kwargs))
+            return pending[-1]
+
+        def record_reference(reference_variable, *args, **kwargs):
+            state = add_from_reference(reference_variable, *args, **kwargs)
+            key = (id(clone), id(reference_variable))
+            self._untracked.state.setdefault(key, []).extend(pending)
+            pending.clear()
+            return state
+
+        clone.add_variable = record
+        clone.add_variable_from_reference = record_reference
+
+    def _decay(self, decay, clone, variables):
+        condition = self._untracked.first_update or (lambda variable: True)
+        by_condition = {}
+        for v in variables:
+            first = condition(v)
+            if first is not False:
+                by_condition.setdefault(id(first), (first, []))[1].append(v)
+        for first, members in by_condition.values():
+
+            def update(members=members):
+                with self._scaled_rate(clone, 1.0):
+                    decay(members)
+
+            ops.cond(first, update, lambda: None)
+
+    @contextlib.contextmanager
+    def _scaled_rate(self, clone, factor):
+        """Within this scope the clone updates at a scaled learning rate.
+
+        Not by assigning the rate's variable: callbacks read that one.
+        """
+        clone = innermost(clone)
+        attributes = vars(clone)
+        in_force = attributes["_learning_rate"]
+        rates = self._untracked.rates
+        outermost = id(clone) not in rates
+        rate = rates.setdefault(id(clone), in_force)
+        attributes["_learning_rate"] = rate
+        if factor != 1.0:
+            scaled = ops.multiply(clone.learning_rate, factor)
+            # Adafactor asks whether its rate is a number or a callable.
+            attributes["_learning_rate"] = (
+                (lambda: scaled) if callable(rate) else scaled
+            )
+        try:
+            yield
+        finally:
+            attributes["_learning_rate"] = in_force
+            if outermost:
+                del rates[id(clone)]
+
+    def build(self, variables):
+        """Builds every clone on its variables out of the given ones."""
+        if self.built:
+            return
+        variables = list(variables)
+        if self.slots is None:
+            self.configure([range(len(variables))])
+        for slot in self.slots:
+            if slot and max(slot) >= len(variables):
+                raise ValueError(
+                    "The slots of this PerTaskOptimizer refer to "
+                    f"{max(map(max, self.slots)) + 1} variables or more, but "
+                    f"`build` received {len(variables)}. Pass the variables "
+                    "of the model that it was made for."
+                )
+        super().build(variables)
+        for clone, slot in zip(self.optimizers, self.slots, strict=True):
+            clone.build([variables[i] for i in slot])
+
+    def apply_slot(
+        self, slot, gradients, variables, first_update=None, resting=()
+    ):
+        """Updates variables with one clone's state.
+
+        Args:
+            slot: Python integer, which clone.
+            gradients: List of gradients.
+            variables: List of variables out of those of the slot.
+            first_update: Function of a variable that tells whether this is
+                its first update in the batch (`True`, `False` or a boolean
+                tensor), so that it decays once. Defaults to always.
+            resting: List of `(rests, variables)`: these variables and the
+                clone's state of them keep their values where the boolean
+                tensor `rests` is true.
+        """
+        clone = self.optimizers[slot]
+        kept = [
+            (rests, kept, ops.convert_to_tensor(kept))
+            for rests, members in resting
+            for v in members
+            for kept in (v, *self._state_of(clone, v))
+        ]
+        self._untracked.first_update = first_update
+        try:
+            with self._scaled_rate(clone, self.factors[slot]):
+                clone.apply(gradients, variables)
+        finally:
+            self._untracked.first_update = None
+        for rests, variable, before in kept:
+            variable.assign(ops.where(rests, before, variable))
+
+    def _state_of(self, clone, variable):
+        key = (id(innermost(clone)), id(variable))
+        return self._untracked.state.get(key, ())
+
+    def carry_over(self, optimizer):
+        """Goes on from another optimizer's batch counter and learning rate.
+
+        The clones start fresh, with counts of 0: emptied moments under an old
+        count would make a first step several times too large.
+        """
+        self._iterations.assign(
+            ops.cast(optimizer.iterations, self._iterations.dtype)
+        )
+        if not callable(innermost(self.template)._learning_rate):
+            self.learning_rate = float(
+                ops.convert_to_numpy(optimizer.learning_rate)
+            )
+        if self.use_ema and self.built:
+            for variable, average in zip(
+                self._trainable_variables,
+                self._model_variables_moving_average,
+                strict=True,
+            ):
+                average.assign(variable)
+
+    def finish_batch(self):
+        """Moving average and batch counter, after the batch's updates."""
+        if self.use_ema:
+            variables = self._trainable_variables
+            self._update_model_variables_moving_average(variables)
+            if self.ema_overwrite_frequency:
+                overwrite = (
+                    self._iterations + 1
+                ) % self.ema_overwrite_frequency == 0
+                ops.cond(
+                    overwrite,
+                    lambda: self._overwrite_model_variables_with_average_value(
+                        variables
+                    ),
+                    lambda: None,
+                )
+        self._iterations.assign_add(1)
+
+    def apply(self, grads, trainable_variables=None):
+        """One joint update; only for a container with a single slot."""
+        if not self.built:
+            self.build(trainable_variables)
+        if len(self.slots) != 1:
+            raise ValueError(
+                f"This PerTaskOptimizer has {len(self.slots)} slots, so an "
+                "update must name its slot: use `apply_slot(slot, gradients, "
+                "variables)` for each and `finish_batch()` after the last."
+            )
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        self.apply_slot(0, grads, trainable_variables)
+        self.finish_batch()
+
+    def scale_loss(self, loss, slot=0):
+        """The loss as the given clone wants it for its gradients."""
+        return self.optimizers[slot].scale_loss(loss)
+
+    @property
+    def learning_rate(self):
+        if not self.optimizers:
+            return self.template.learning_rate
+        return self.optimizers[0].learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        if not self.optimizers:
+            self.template.learning_rate = learning_rate
+        for clone in self.optimizers:
+            clone.learning_rate = learning_rate
+
+    @property
+    def variables(self):
+        variables = self._variables[:]
+        for clone in self.optimizers:
+            variables.extend(clone.variables)
+        return variables
+
+    def save_own_variables(self, store):
+        # The clones are saved as children of their own.
+        for i, variable in enumerate(self._variables):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        if len(store.keys()) != len(self._variables):
+            warnings.warn(
+                f"Skipping the state of optimizer '{self.name}': it was saved "
+                "by another optimizer or under another strategy "
+                f"({len(store.keys())} variables instead of "
+                f"{len(self._variables)}). Compile with the strategy of the "
+                "saved model before loading to continue its training.",
+                stacklevel=2,
+            )
+            return
+        for i, variable in enumerate(self._variables):
+            variable.assign(store[str(i)])
+
+    def get_config(self):
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.template),
+            "slots": self.slots,
+            "names": self.names,
+            "factors": self.factors,
+            "fused": self.fused,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["optimizer"] = keras.saving.deserialize_keras_object(
+            config["optimizer"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+def innermost(optimizer):
+    """The optimizer inside of any loss scaling."""
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def is_adaptive(optimizer):
+    """Whether an optimizer divides by the size of its gradients."""
+    return not isinstance(innermost(optimizer), keras.optimizers.SGD)
