@@ -4,13 +4,13 @@
 jointly, alternating with optimizer state per task, in groups, and so on.
 """
 
+# First, since it explains a missing TensorFlow.
+from mtlkeras import backend as backend  # isort: skip
 from mtlkeras import (
-    backend,  # first: it explains a missing TensorFlow
     callbacks,
     datasets,
     losses,
     metrics,
-    models,
     optimizers,
     strategies,
 )

@@ -19,8 +19,9 @@ def check_backend():
             "mtlkeras needs Keras 3 with the TensorFlow backend, but the "
             f"package `{error.name}` is not installed. Install one of: "
             '`pip install "mtlkeras[tensorflow]"`, '
-            '`pip install "mtlkeras[tensorflow-cpu]"` (no GPU support, smaller) '
-            'or `pip install "mtlkeras[gpu]"` (with the CUDA libraries).'
+            '`pip install "mtlkeras[tensorflow-cpu]"` (smaller, without GPU '
+            'support) or `pip install "mtlkeras[gpu]"` (with the CUDA '
+            "libraries)."
         ) from error
     backend = keras.backend.backend()
     if backend not in SUPPORTED_BACKENDS:

@@ -12,13 +12,17 @@ class TaskReporter(keras.callbacks.Callback):
     `on_nonfinite="raise"` it raises after the batch instead. It has no state.
     """
 
+    batches = 0
+
     def on_epoch_begin(self, epoch, logs=None):
-        self.model._reset_counters()
         self.batches = 0
+        counters = self.model._multi_task.counters
+        if counters is not None:
+            counters.reset()
 
     def on_train_batch_end(self, batch, logs=None):
         self.batches += 1
-        self.model._raise_if_skipped()
+        raise_if_skipped(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         if self.batches == 0:
@@ -26,23 +30,39 @@ class TaskReporter(keras.callbacks.Callback):
                 "The data set given to `fit` must hold at least one batch. "
                 "Received an empty one."
             )
-        labelled, skipped = self.model._counts()
-        never = [name for name, count in labelled.items() if count == 0]
-        bad = {name: count for name, count in skipped.items() if count}
-        if bad:
-            counts = ", ".join(f"'{n}' ({c} times)" for n, c in bad.items())
+        counters = self.model._multi_task.counters
+        skipped, unlabelled = (
+            counters.skipped_tasks(),
+            counters.unlabelled_tasks(),
+        )
+        if skipped:
+            times = ", ".join(f"'{n}' ({c} times)" for n, c in skipped.items())
             warnings.warn(
                 f"Epoch {epoch + 1}: updates were skipped because a loss or a "
-                f"gradient was not finite, for the tasks: {counts}. Look at "
+                f"gradient was not finite, for the tasks: {times}. Look at "
                 "their data and learning rate, or compile with "
                 "`on_nonfinite='raise'` to stop at the first one.",
                 stacklevel=2,
             )
-        if never:
+        if unlabelled:
             warnings.warn(
                 f"Epoch {epoch + 1}: no batch held a label for the tasks "
-                f"{never}, so they were not trained. Check the targets (NaN is "
-                "'missing') and the sample weights.",
+                f"{unlabelled}, so they were not trained. Check the targets "
+                "(NaN is 'missing') and the sample weights.",
                 stacklevel=2,
             )
-        self.model._end_epoch()
+        if self.model._multi_task.strategy.regroups == "epoch":
+            self.model.optimizer.draw.assign(self.model.optimizer.iterations)
+
+
+def raise_if_skipped(model):
+    """Raises for an update that was left out, where the user wants that."""
+    if model._multi_task.on_nonfinite != "raise":
+        return
+    skipped = list(model._multi_task.counters.skipped_tasks())
+    if skipped:
+        raise FloatingPointError(
+            f"The loss or a gradient of the tasks {skipped} is not finite. "
+            "Their update was left out, so the weights are still good. Compile "
+            "with `on_nonfinite='skip'` to go on without such updates."
+        )

@@ -1,21 +1,20 @@
-import warnings
+import dataclasses
 
 import keras
 
-from mtlkeras import aggregators, balancers, strategies
 from mtlkeras.backend.tensorflow import MultiTaskTrainer
-from mtlkeras.callbacks.task_reporter import TaskReporter
+from mtlkeras.callbacks.task_reporter import TaskReporter, raise_if_skipped
 from mtlkeras.metrics.task_metric import TaskMetric
 from mtlkeras.metrics.total_loss import TotalLoss
+from mtlkeras.models.batch_counters import BatchCounters
 from mtlkeras.models.data_spec import input_spec_of, is_empty
 from mtlkeras.models.multi_task_state import MultiTaskState
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
-from mtlkeras.optimizers.per_task_optimizer import (
-    PerTaskOptimizer,
-    innermost,
-    is_adaptive,
-)
+from mtlkeras.models.task_structure import TaskStructure
+from mtlkeras.models.update_in_force import UpdateInForce
+from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
+from mtlkeras.strategies.joint import Joint
 
 
 class _InForce:
@@ -109,20 +108,12 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
     @property
     def task_names(self):
         """Names of the tasks, a tuple in the order of the outputs."""
-        tasks = self._multi_task.tasks
-        if tasks is not None and tasks.built:
-            return tasks.names
-        if is_functional(self):
-            return tuple(self._outputs_by_name())
-        raise ValueError(
-            "The tasks of a subclassed model are known once it has seen data. "
-            "Compile it and call `fit`, `evaluate` or `train_on_batch` first."
-        )
+        return self._bound_tasks()[0].names
 
     @property
     def shared_variables(self):
         """Trainable variables that the losses of at least two tasks reach."""
-        return self._plan_for_reading().shared_variables()
+        return self._bound_tasks()[1].shared_variables()
 
     def task_variables(self, name):
         """Trainable variables that only this task's loss reaches."""
@@ -131,28 +122,28 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "Argument `name` must be one of the model's tasks "
                 f"{list(self.task_names)}. Received: name={name!r}"
             )
-        return self._plan_for_reading().task_variables(name)
+        return self._bound_tasks()[1].task_variables(name)
 
     @property
     def update_strategy(self):
-        """The strategy in force."""
-        strategy = self._multi_task.strategy
-        if strategy is not None and strategy.regroups == "epoch":
-            strategy.remember_draw(self.optimizer.draw.numpy())
-        elif strategy is not None and strategy.regroups == "step":
-            batches = int(keras.ops.convert_to_numpy(self.optimizer.iterations))
-            strategy.remember_draw(max(batches - 1, 0))
-        return strategy
+        """The strategy in force, or `None` before `compile`."""
+        update = self._multi_task.update
+        if update is None:
+            return None
+        update.strategy.remember_draw(self.optimizer)
+        return update.strategy
 
     @property
     def aggregator(self):
         """The aggregator in force, or `None`."""
-        return self._multi_task.aggregator
+        update = self._multi_task.update
+        return None if update is None else update.aggregator
 
     @property
     def balancer(self):
         """The balancer in force, or `None`."""
-        return self._multi_task.balancer
+        update = self._multi_task.update
+        return None if update is None else update.balancer
 
     # -- compile and fit ------------------------------------------------------
 
@@ -191,42 +182,37 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "Argument `on_nonfinite` must be 'skip' or 'raise'. Received: "
                 f"on_nonfinite={on_nonfinite!r}"
             )
-        update = self._resolve_update(strategy, aggregator, balancer)
-        given = keras.optimizers.get(optimizer)
-        self._check_optimizer(given)
-        tasks = TaskSet(loss, loss_weights)
         if loss is None:
             raise ValueError(
                 "A MultiTaskModel needs a `loss`: its tasks are the outputs "
                 "that have one. Received: loss=None"
             )
-        state = MultiTaskState()
-        state.tasks, state.on_nonfinite = tasks, on_nonfinite
-        if is_functional(self):
-            self._bind_outputs(state, self.output, update[0])
-        state.user_optimizer = self._scaled(given, auto_scale_loss)
-        state.compile_arguments = {
+        given = keras.optimizers.get(optimizer)
+        self._check_optimizer(given)
+        update = self._resolve(strategy, aggregator, balancer)
+        arguments = {
+            "optimizer": given,
             "loss": loss,
             "loss_weights": loss_weights,
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
-            "optimizer": given,
         }
-
-        def wrap(metrics):
-            return keras.tree.map_structure(
-                lambda m: None if m is None else TaskMetric(m, state.flags),
-                metrics,
-            )
-
+        state = MultiTaskState(
+            TaskSet(loss, loss_weights),
+            arguments,
+            self._scaled(given, auto_scale_loss),
+            on_nonfinite,
+        )
+        if is_functional(self):
+            self._bind_outputs(state, self.output, update.strategy)
         super().compile(
             optimizer=state.user_optimizer,
             loss=loss,
             loss_weights=loss_weights,
-            metrics=wrap(metrics),
-            weighted_metrics=wrap(weighted_metrics),
+            metrics=_task_metrics(metrics, state.flags),
+            weighted_metrics=_task_metrics(weighted_metrics, state.flags),
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
@@ -234,9 +220,12 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         )
         # From here on nothing can be refused.
         self._multi_task = state
-        self._set_untracked("_compile_loss", tasks)
-        self._set_untracked("_loss_tracker", TotalLoss(self._task_means))
-        self._install(*update, optimizer=given)
+        self._set_untracked("_compile_loss", state.tasks)
+        self._set_untracked("_loss_tracker", TotalLoss(state.tasks.means))
+        update = update.with_optimizer(state.user_optimizer)
+        if isinstance(given, PerTaskOptimizer):
+            update = self._reuse(given, update)
+        self._put_in_force(update)
 
     def fit(
         self,
@@ -282,17 +271,16 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "The data set given to `fit` must hold at least one batch. "
                 "Received an empty one."
             )
-        before = self._snapshot()
-        update = self._resolve_update(
+        update = self._resolve(
             self._multi_task.strategy if strategy is IN_FORCE else strategy,
             self.aggregator if aggregator is IN_FORCE else aggregator,
             self.balancer if balancer is IN_FORCE else balancer,
         )
+        before = (self._multi_task.update, self.train_function)
         reporter = TaskReporter()
-        reporter.batches = 0
         try:
             self._bind_early(x)
-            self._change(*update)
+            self._change(update)
             return super().fit(
                 x=x,
                 y=y,
@@ -314,22 +302,24 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         except Exception:
             # Refused before it trained: the model stays as it was.
             if reporter.batches == 0:
-                self._restore(before)
+                self._put_in_force(before[0])
+                self.train_function = before[1]
             raise
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_compiled("train_on_batch")
         self._bind_early(x)
-        self._reset_counters()
         logs = super().train_on_batch(x, y, *args, **kwargs)
-        self._raise_if_skipped()
+        raise_if_skipped(self)
+        self._multi_task.counters.reset()
         return logs
 
     def get_compile_config(self):
         state = self._multi_task
-        if not self.compiled or state.strategy is None:
+        if state.update is None:
             return {}
-        config = dict(state.compile_arguments)
+        config = dict(state.arguments)
+        # After a change of strategy a joint update may need a container, too.
         if state.strategy.updates_jointly and isinstance(
             self.optimizer, PerTaskOptimizer
         ):
@@ -337,8 +327,8 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         config.update(
             jit_compile=self.jit_compile,
             strategy=state.strategy,
-            aggregator=state.aggregator,
-            balancer=state.balancer,
+            aggregator=self.aggregator,
+            balancer=self.balancer,
             on_nonfinite=state.on_nonfinite,
         )
         return {
@@ -351,34 +341,32 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 
     # -- what is in force -----------------------------------------------------
 
-    def _resolve_update(self, strategy, aggregator, balancer):
+    def _resolve(self, strategy, aggregator, balancer):
         """Strings become objects here; nothing below sees an id."""
-        strategy = strategies.get(strategy)
-        aggregator = aggregators.get(aggregator)
-        balancer = balancers.get(balancer)
-        overridden = type(self).compute_loss is not keras.Model.compute_loss
-        if overridden and not strategy.updates_jointly:
+        update = UpdateInForce.resolve(strategy, aggregator, balancer)
+        if (
+            type(self).compute_loss is not keras.Model.compute_loss
+            and not update.strategy.updates_jointly
+        ):
             raise ValueError(
                 f"The model {type(self).__name__} overrides `compute_loss`, "
                 "which gives one total for all tasks, while "
-                f"strategy={strategy!r} needs the loss of each. Give the "
-                "losses to `compile(loss={...})`, or use strategy='joint'."
+                f"strategy={update.strategy!r} needs the loss of each. Give "
+                "the losses to `compile(loss={...})`, or use strategy='joint'."
             )
-        if self._multi_task.tasks is not None and self._multi_task.is_bound:
-            strategy.bind(self._multi_task.tasks.names)
-        return strategy, aggregator, balancer
+        if self._multi_task.structure is not None:
+            update.strategy.bind(self._multi_task.tasks.names)
+        return update
 
     def _check_optimizer(self, optimizer):
         """Refuses an optimizer whose state belongs to another model."""
-        if optimizer is getattr(self, "optimizer", None) or not optimizer.built:
+        if not optimizer.built:
             return
-        if isinstance(optimizer, PerTaskOptimizer):
-            variables = optimizer._trainable_variables
-        else:
-            inner = getattr(optimizer, "inner_optimizer", optimizer)
-            variables = inner._trainable_variables
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
         mine = {id(v) for v in self.variables}
-        foreign = [v.path for v in variables if id(v) not in mine]
+        foreign = [
+            v.path for v in inner._trainable_variables if id(v) not in mine
+        ]
         if foreign:
             raise ValueError(
                 "The optimizer was already built for another model: it holds "
@@ -400,141 +388,78 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             return scaling(optimizer, name="loss_scale_optimizer")
         return optimizer
 
-    def _install(self, strategy, aggregator, balancer, optimizer=None):
-        """Puts an update in force and gives it its optimizer."""
-        state = self._multi_task
-        state.strategy, state.aggregator = strategy, aggregator
-        state.balancer = balancer
-        if state.reach is not None:
-            state.make_plan(self)
-        given = isinstance(optimizer, PerTaskOptimizer)
-        if given and strategy.updates_jointly:
-            self._set_untracked("optimizer", optimizer)
-        elif strategy.updates_jointly:
-            self._set_untracked("optimizer", state.user_optimizer)
-        else:
-            self._set_untracked(
-                "optimizer", PerTaskOptimizer(state.user_optimizer)
-            )
-        self._build_optimizer()
-        if given and optimizer is not self.optimizer:
-            self._take_over(optimizer)
-        self._warn_of_cancelling_weights()
-        self._make_counters()
-        self.train_function = None
+    def _reuse(self, given, update):
+        """A container given to `compile` stays where it fits."""
+        fits = not given.built or (
+            [id(v) for v in given._trainable_variables]
+            == [id(v) for v in self.trainable_variables]
+        )
+        structure = self._multi_task.structure
+        if structure is not None and not update.strategy.updates_jointly:
+            slots = update.with_structure(structure).plan.slots
+            fits = fits and given.slots in (None, slots)
+        if not fits:
+            return update
+        return dataclasses.replace(update, optimizer=given)
 
-    def _change(self, strategy, aggregator, balancer):
+    def _change(self, update):
         """Puts another update in force in the middle of training."""
-        state = self._multi_task
-        if (strategy, aggregator, balancer) == (
-            state.strategy,
-            state.aggregator,
-            state.balancer,
-        ):
+        state, old = self._multi_task, self.optimizer
+        if update.same_as(state.update):
             return
-        old = self.optimizer
-        trained = old.built and int(old.iterations) > 0
-        if state.strategy == strategy:
-            state.aggregator, state.balancer = aggregator, balancer
-            self.train_function = None
-            return
-        optimizer = None
-        if strategy.updates_jointly and trained:
-            # The user's optimizer would start with the old count or without
-            # the batch counter; a container of one slot has both right.
-            optimizer = PerTaskOptimizer(state.user_optimizer)
-        self._install(strategy, aggregator, balancer, optimizer)
-        if isinstance(self.optimizer, PerTaskOptimizer) and trained:
-            self.optimizer.carry_over(old)
-
-    def _take_over(self, optimizer):
-        """State of a container given to `compile`, where it fits."""
-        if optimizer.built and optimizer.slots == self.optimizer.slots:
-            pairs = zip(
-                self.optimizer.variables, optimizer.variables, strict=True
+        if update.strategy == state.strategy:
+            update = dataclasses.replace(
+                state.update,
+                aggregator=update.aggregator,
+                balancer=update.balancer,
             )
-            for mine, other in pairs:
-                mine.assign(other)
+        else:
+            update = update.with_optimizer(state.user_optimizer, before=old)
+        self._put_in_force(update)
+        if self.optimizer is not old:
+            update.carry_over(old)
 
-    def _build_optimizer(self):
-        """Builds the optimizer as soon as the variables are known."""
-        state, optimizer = self._multi_task, self.optimizer
-        if state.plan is None or not self.built:
-            return
-        if isinstance(optimizer, PerTaskOptimizer):
-            if optimizer.slots is None and not state.strategy.updates_jointly:
-                plan = state.plan
-                optimizer.configure(plan.slots, plan.slot_names, plan.factors)
-            if not optimizer.built:
-                optimizer.build(self.trainable_variables)
-            if optimizer.fused and len(optimizer.slots) > 1:
-                self._fuse_updates(optimizer)
-        elif not optimizer.built:
-            optimizer.build(self.trainable_variables)
-
-    def _snapshot(self):
+    def _put_in_force(self, update):
         state = self._multi_task
-        return {
-            "optimizer": self.optimizer,
-            "train_function": self.train_function,
-            "state": (state.strategy, state.aggregator, state.balancer),
-            "plan": state.plan,
-        }
-
-    def _restore(self, before):
-        state = self._multi_task
-        state.strategy, state.aggregator, state.balancer = before["state"]
-        state.plan = before["plan"]
-        if state.strategy is not None and state.tasks.built:
-            state.strategy.bind(state.tasks.names)
-        if state.reach is not None and state.plan is None:
-            state.make_plan(self)
-        self._set_untracked("optimizer", before["optimizer"])
-        self._build_optimizer()
-        self.train_function = before["train_function"]
+        if state.structure is not None:
+            update = update.with_structure(state.structure)
+            update.build_optimizer(self)
+            if state.counters is None:
+                state.counters = BatchCounters(state.tasks.names)
+            if not state.warned_of_weights:
+                state.warned_of_weights = update.warn_if_weights_cancel(
+                    state.tasks
+                )
+        state.update = update
+        self._set_untracked("optimizer", update.optimizer)
+        self.train_function = None
 
     # -- binding to outputs ---------------------------------------------------
 
-    def _outputs_by_name(self):
-        outputs = self.output
-        if isinstance(outputs, dict):
-            return dict(outputs)
-        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return dict(zip(self.output_names, flat, strict=True))
-
     def _bind_outputs(self, state, outputs, strategy, inputs=None):
         """Matches losses, variables and strategy with the outputs."""
-        names = getattr(self, "output_names", None)
-        state.tasks.bind(outputs, names)
+        state.tasks.bind(outputs, getattr(self, "output_names", None))
         if type(self).compute_loss is not keras.Model.compute_loss:
             state.tasks.trackers = {}
         strategy.bind(state.tasks.names)
-        by_name = state.tasks.split(outputs, "outputs")
-
-        def find_connections(names):
-            return self._find_connections(names, inputs)
-
-        # The trainer's helper looks up the tasks on the model.
-        previous, self._multi_task = self._multi_task, state
-        try:
-            state.analyse(self, by_name, find_connections)
-        except Exception:
-            self._multi_task = previous
-            raise
-        self._multi_task = previous
+        state.structure = TaskStructure(
+            self,
+            state.tasks,
+            outputs,
+            lambda: self._find_connections(state.tasks, inputs),
+        )
 
     def _bind_early(self, x):
         """Binds a subclassed model before `fit` starts, where data show how."""
-        if self._multi_task.is_bound:
-            return
-        specs = input_spec_of(x)
-        if specs is not None:
-            self._bind_to(specs)
+        if self._multi_task.structure is None:
+            specs = input_spec_of(x)
+            if specs is not None:
+                self._bind_to(specs)
 
     def _bind_to(self, x):
         """Binds a subclassed model to the first data that it sees."""
         state = self._multi_task
-        if state.is_bound:
+        if state.structure is not None:
             return
         specs = keras.tree.map_structure(
             lambda t: keras.KerasTensor(
@@ -551,104 +476,24 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 f"{type(self).__name__} returned: {outputs!r}"
             )
         self._bind_outputs(state, outputs, state.strategy, specs)
-        state.make_plan(self)
-        self._build_optimizer()
-        self._warn_of_cancelling_weights()
-        self._make_counters()
+        self._put_in_force(state.update)
 
-    def _plan_for_reading(self):
+    def _bound_tasks(self):
+        """`(tasks, structure)` for reading, before `compile`, too."""
         state = self._multi_task
-        if state.plan is not None:
-            return state.plan
-        if not is_functional(self):
+        if state.structure is None and is_functional(self):
+            # Not compiled yet: every output is taken for a task.
+            state = MultiTaskState(TaskSet("mean_squared_error", None))
+            self._bind_outputs(state, self.output, Joint())
+        if state.structure is None:
             raise ValueError(
-                "Which variables a subclassed model's tasks share is known "
-                "once it has seen data. Compile it and call `fit`, `evaluate` "
-                "or `train_on_batch` first."
+                "The tasks of a subclassed model are known once it has seen "
+                "data. Compile it and call `fit`, `evaluate` or "
+                "`train_on_batch` first."
             )
-        # Not compiled yet: every output is taken for a task.
-        state = MultiTaskState()
-        state.tasks = TaskSet("mean_squared_error", None)
-        state.strategy = strategies.get("joint")
-        self._bind_outputs(state, self.output, state.strategy)
-        state.make_plan(self)
-        return state.plan
-
-    # -- what the step counts -------------------------------------------------
-
-    def _make_counters(self):
-        state = self._multi_task
-        if state.plan is None or state.counters:
-            return
-        for name in ("labelled", "skipped"):
-            state.counters[name] = keras.Variable(
-                [0] * len(state.tasks.names),
-                dtype="int32",
-                trainable=False,
-                name=name,
-            )
-
-    def _reset_counters(self):
-        for counter in self._multi_task.counters.values():
-            counter.assign(keras.ops.zeros_like(counter))
-
-    def _counts(self):
-        state = self._multi_task
-        return tuple(
-            dict(
-                zip(
-                    state.tasks.names,
-                    state.counters[name].numpy().tolist(),
-                    strict=True,
-                )
-            )
-            for name in ("labelled", "skipped")
-        )
-
-    def _raise_if_skipped(self):
-        if self._multi_task.on_nonfinite != "raise":
-            return
-        bad = [name for name, count in self._counts()[1].items() if count]
-        if bad:
-            raise FloatingPointError(
-                f"The loss or a gradient of the tasks {bad} is not finite. "
-                "Their update was left out and the model's weights are as "
-                "they were before it. Compile with `on_nonfinite='skip'` to "
-                "go on without such updates."
-            )
-
-    def _end_epoch(self):
-        if self._multi_task.strategy.regroups == "epoch":
-            self.optimizer.draw.assign(self.optimizer.iterations)
+        return state.tasks, state.structure
 
     # -- small print ----------------------------------------------------------
-
-    def _task_means(self):
-        tasks = self._multi_task.tasks
-        return [
-            (1.0 if tasks.weights[name] is None else tasks.weights[name], mean)
-            for name, mean in tasks.trackers.items()
-        ]
-
-    def _warn_of_cancelling_weights(self):
-        state = self._multi_task
-        weights = state.tasks.weights if state.plan is not None else {}
-        if (
-            state.weights_warned
-            or not state.strategy.task_slots
-            or all(w is None or w == 1.0 for w in weights.values())
-            or not is_adaptive(state.user_optimizer)
-        ):
-            return
-        state.weights_warned = True
-        warnings.warn(
-            "With optimizer slots per task, an adaptive optimizer "
-            f"({type(innermost(state.user_optimizer)).__name__}) cancels the "
-            "scale of each task's loss, so `loss_weights` hardly change the "
-            "training. To prioritise a task give the strategy "
-            "`task_learning_rates={'task': factor}`.",
-            stacklevel=3,
-        )
 
     def _check_compiled(self, method):
         if not self.compiled:
@@ -697,6 +542,13 @@ def _make_functional(cls):
         for base in cls.__bases__
     )
     return cls
+
+
+def _task_metrics(metrics, flags):
+    """The user's metrics, each inside a `TaskMetric`."""
+    return keras.tree.map_structure(
+        lambda m: None if m is None else TaskMetric(m, flags), metrics
+    )
 
 
 def _with_first(callbacks, reporter):

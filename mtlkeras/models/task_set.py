@@ -183,9 +183,6 @@ class TaskSet:
             return [per_output[name] for name in self.output_names]
         return per_output[self.output_names[0]]
 
-    def loss_of(self, name):
-        return self.losses[name]
-
     def resolve(self, name, y_true, y_pred):
         """Settles a loss that depends on shapes, at the first batch."""
         if self.losses[name] is None:
@@ -244,6 +241,13 @@ class TaskSet:
             weighted = ops.any(ops.not_equal(weights, 0), -1)
             rows = weighted if rows is None else ops.logical_and(rows, weighted)
         return mask, ops.any(rows), fraction
+
+    def means(self):
+        """List of `(loss weight, tracker)`, for the total of an epoch."""
+        return [
+            (1.0 if self.weights[name] is None else self.weights[name], mean)
+            for name, mean in self.trackers.items()
+        ]
 
     # -- what Keras asks where it keeps a CompileLoss -------------------------
 

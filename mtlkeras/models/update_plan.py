@@ -1,16 +1,13 @@
-import dataclasses
-
-
-@dataclasses.dataclass
 class UpdatePlan:
-    """What the trainer needs to know of a model under a strategy.
+    """A strategy laid over a model: what the trainer and the optimizer need.
+
+    Args:
+        strategy: An `UpdateStrategy`.
+        structure: The model's `TaskStructure`.
 
     Attributes:
-        groups: Tuple of tuples of task names: the groups, or, where groups are
-            drawn anew, one tuple of all tasks for each position.
-        variables: List of the model's trainable variables.
-        reach: Dict from task to the set of indices of the variables that its
-            loss reaches.
+        groups: Tuple of tuples of task names: the groups in order, or, where
+            groups are drawn anew, one tuple of all tasks for each position.
         slots: Tuple of tuples of variable indices, one per optimizer clone.
         slot_names: Tuple of strings.
         factors: Tuple of floats on the clones' updates.
@@ -19,126 +16,82 @@ class UpdatePlan:
             groups are drawn anew; else empty.
         layer_groups: List of `(layer, tuple of group indices)`: the groups
             whose forward pass uses the layer.
-        layer_tasks: List of `(layer, tuple of task names)`: the tasks that do.
+        variable_groups: Dict from `id(variable)` to the tuple of indices of
+            the groups whose loss reaches it.
     """
 
-    groups: tuple
-    variables: list
-    reach: dict
-    slots: tuple
-    slot_names: tuple
-    factors: tuple
-    group_slots: tuple
-    head_slots: dict
-    layer_groups: list
-    layer_tasks: list
-
-    def __post_init__(self):
+    def __init__(self, strategy, structure):
+        self.structure = structure
+        names = structure.tasks.names
+        groups = strategy.task_groups(names)
+        self.factors = strategy.slot_learning_rates(names, groups)
+        self.head_slots = {}
+        if strategy.regroups != "never":
+            self._lay_out_positions(strategy, groups)
+            groups = (names,) * len(groups)
+        elif strategy.task_slots:
+            self._lay_out_groups(groups)
+        else:
+            self._lay_out_one_slot(groups)
+        self.groups = groups
+        self.layer_groups = [
+            (layer, self._groups_with(lambda name, tasks=tasks: name in tasks))
+            for layer, tasks in structure.layer_tasks
+        ]
         self.variable_groups = {
-            id(v): tuple(
-                k
-                for k, group in enumerate(self.groups)
-                if any(i in self.reach[name] for name in group)
+            id(v): self._groups_with(
+                lambda name, i=i: i in structure.reach[name]
             )
-            for i, v in enumerate(self.variables)
+            for i, v in enumerate(structure.variables)
         }
+
+    def _lay_out_groups(self, groups):
+        """A clone per group, on all that the group reaches."""
+        self.slots = tuple(self._reached_by(group) for group in groups)
+        self.group_slots = tuple(range(len(groups)))
+        self.slot_names = tuple("_".join(group) for group in groups)
+        if len(groups) > 1 and max(len(group) for group in groups) > 1:
+            self.slot_names = tuple(f"group_{k}" for k in self.group_slots)
+
+    def _lay_out_one_slot(self, groups):
+        """One clone in common, on all that any task reaches."""
+        self.slots = (self._reached_by(self.structure.tasks.names),)
+        self.group_slots = (0,) * len(groups)
+        self.slot_names = ("shared",)
+        self.factors = self.factors[:1]
+
+    def _lay_out_positions(self, strategy, groups):
+        """Clones for the positions of groups, and one for each head."""
+        count = len(groups) if strategy.task_slots else 1
+        structure = self.structure
+        shared = structure.indices(lambda users: len(users) > 1)
+        self.slots = (shared,) * count
+        self.slot_names = tuple(f"group_{k}" for k in range(count))
+        self.group_slots = tuple(min(k, count - 1) for k in range(len(groups)))
+        for name in structure.tasks.names:
+            own = structure.indices(lambda users, n=name: users == (n,))
+            if own:
+                self.head_slots[name] = len(self.slots)
+                self.slots += (own,)
+                self.slot_names += (name,)
+        self.factors = self.factors[:1] * len(self.slots)
+
+    def _reached_by(self, group):
+        return self.structure.indices(
+            lambda users: any(name in users for name in group)
+        )
+
+    def _groups_with(self, condition):
+        return tuple(
+            k
+            for k, group in enumerate(self.groups)
+            if any(condition(name) for name in group)
+        )
 
     def group_variables(self, index):
         """Trainable variables that the group's loss reaches, in order."""
         return [
-            v for v in self.variables if index in self.variable_groups[id(v)]
-        ]
-
-    def shared_variables(self):
-        return [
             v
-            for i, v in enumerate(self.variables)
-            if sum(i in reached for reached in self.reach.values()) > 1
+            for v in self.structure.variables
+            if index in self.variable_groups[id(v)]
         ]
-
-    def task_variables(self, name):
-        """Trainable variables that only this task reaches."""
-        return [
-            v
-            for i, v in enumerate(self.variables)
-            if i in self.reach[name]
-            and sum(i in reached for reached in self.reach.values()) == 1
-        ]
-
-
-def make_plan(strategy, task_names, variables, reach, layer_tasks):
-    """The plan of a strategy for a model.
-
-    Args:
-        strategy: An `UpdateStrategy` that is bound to the tasks.
-        task_names: Tuple of strings.
-        variables: List of trainable variables.
-        reach: Dict from task to the set of indices of variables it reaches.
-        layer_tasks: List of `(layer, set of task names)`.
-    """
-    groups = strategy.task_groups(task_names)
-    factors = strategy.slot_learning_rates(task_names, groups)
-    reached = [
-        i
-        for i in range(len(variables))
-        if any(i in reach[name] for name in task_names)
-    ]
-    names = tuple("_".join(group) for group in groups)
-    if len(groups) > 1 and max(len(group) for group in groups) > 1:
-        names = tuple(f"group_{k}" for k in range(len(groups)))
-    head_slots = {}
-    if not strategy.task_slots and strategy.regroups == "never":
-        slots, names = (tuple(reached),), ("shared",)
-        factors, group_slots = factors[:1], (0,) * len(groups)
-    elif strategy.regroups != "never":
-        own = {
-            name: tuple(
-                i
-                for i in sorted(reach[name])
-                if sum(i in other for other in reach.values()) == 1
-            )
-            for name in task_names
-        }
-        shared = tuple(
-            i
-            for i in reached
-            if sum(i in other for other in reach.values()) > 1
-        )
-        positions = len(groups) if strategy.task_slots else 1
-        with_head = [name for name in task_names if own[name]]
-        slots = (shared,) * positions + tuple(own[n] for n in with_head)
-        names = tuple(f"group_{k}" for k in range(positions))
-        names += tuple(with_head)
-        group_slots = tuple(min(k, positions - 1) for k in range(len(groups)))
-        head_slots = {name: positions + i for i, name in enumerate(with_head)}
-        factors = (factors[0],) * len(slots)
-        groups = (task_names,) * len(groups)
-    else:
-        slots = tuple(
-            tuple(i for i in reached if any(i in reach[name] for name in group))
-            for group in groups
-        )
-        group_slots = tuple(range(len(groups)))
-    layer_groups = [
-        (
-            layer,
-            tuple(
-                k
-                for k, group in enumerate(groups)
-                if any(name in tasks for name in group)
-            ),
-        )
-        for layer, tasks in layer_tasks
-    ]
-    return UpdatePlan(
-        groups=groups,
-        variables=variables,
-        reach=reach,
-        slots=slots,
-        slot_names=names,
-        factors=factors,
-        group_slots=group_slots,
-        head_slots=head_slots,
-        layer_groups=layer_groups,
-        layer_tasks=[(layer, tuple(tasks)) for layer, tasks in layer_tasks],
-    )

@@ -106,9 +106,13 @@ class UpdateStrategy:
             for group in range(int(assigned.max()) + 1)
         )
 
-    def remember_draw(self, draw):
-        """Tells the strategy which draw is in force, for `groups`."""
-        self._draw = int(draw)
+    def remember_draw(self, optimizer):
+        """Looks up which draw is in force, for `groups`."""
+        if self.regroups == "epoch":
+            self._draw = int(optimizer.draw)
+        elif self.regroups == "step":
+            # The partition of the batch that was trained last.
+            self._draw = max(int(optimizer.iterations) - 1, 0)
 
     def slot_learning_rates(self, task_names, groups):
         """Factor of each group's update, from `task_learning_rates`."""

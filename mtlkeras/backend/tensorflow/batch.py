@@ -127,8 +127,8 @@ class Batch:
             both(self.labelled[name], negated(self.finite[name]))
             for name in self.tasks.names
         ]
-        counters["labelled"].assign_add(as_counts(labelled))
-        counters["skipped"].assign_add(as_counts(skipped))
+        counters.labelled.assign_add(as_counts(labelled))
+        counters.skipped.assign_add(as_counts(skipped))
 
 
 def any_of(flags):

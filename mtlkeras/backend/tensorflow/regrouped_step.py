@@ -52,7 +52,7 @@ def regrouped_step(batch):
 def _update_head(batch, name, slot, head_gradients):
     pairs = [
         (head_gradients[id(v)], v)
-        for v in batch.model._multi_task.plan.task_variables(name)
+        for v in batch.model._multi_task.plan.structure.task_variables(name)
         if id(v) in head_gradients
     ]
     if not pairs:
@@ -82,10 +82,12 @@ class RegroupedStep(GroupStep):
 
     def run(self, ran_before, head_gradients):
         batch, optimizer, plan = self.batch, self.model.optimizer, self.plan
-        shared = plan.shared_variables()
-        heads = [v for n in self.names for v in plan.task_variables(n)]
+        shared = plan.structure.shared_variables()
+        heads = [
+            v for n in self.names for v in plan.structure.task_variables(n)
+        ]
         with tf.GradientTape() as tape:
-            scope = ForwardScope(plan.layer_tasks)
+            scope = ForwardScope(plan.structure.layer_tasks)
             with scope:
                 predictions = self.model._forward(self.names, batch.x)
                 losses = {n: self._loss(n, predictions[n]) for n in self.names}
@@ -152,9 +154,11 @@ class RegroupedStep(GroupStep):
     def _extra(self, added):
         """Shared terms in equal shares; a head's own with its group."""
         terms = [self._own_or_share(names, value) for names, value in added]
-        for i, v in enumerate(self.plan.variables):
+        for i, v in enumerate(self.plan.structure.variables):
             if v.regularizer is not None:
-                names = [n for n in self.names if i in self.plan.reach[n]]
+                names = [
+                    n for n in self.names if i in self.plan.structure.reach[n]
+                ]
                 terms.append(self._own_or_share(names, v.regularizer(v)))
         return tf.add_n(terms) if terms else tf.constant(0.0)
 
@@ -191,7 +195,9 @@ class RegroupedStep(GroupStep):
         owner = next(
             name
             for name in self.names
-            if any(v is variable for v in self.plan.task_variables(name))
+            if any(
+                v is variable for v in self.plan.structure.task_variables(name)
+            )
         )
         gradient = tf.where(
             self.member[owner], gradient, tf.zeros_like(gradient)

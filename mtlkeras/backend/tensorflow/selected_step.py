@@ -56,12 +56,14 @@ class SelectedStep:
         }
         self.steps = [GroupStep(batch, k) for k in range(len(self.plan.groups))]
         groups = self.plan.variable_groups
-        self.shared = [v for v in self.plan.variables if len(groups[id(v)]) > 1]
+        self.shared = [
+            v for v in self.plan.structure.variables if len(groups[id(v)]) > 1
+        ]
         self.own = [
-            [v for v in self.plan.variables if groups[id(v)] == (k,)]
+            [v for v in self.plan.structure.variables if groups[id(v)] == (k,)]
             for k in range(len(self.plan.groups))
         ]
-        self.cut = self.model._multi_task.cut_for(self.plan.groups)
+        self.cut = self.plan.structure.cut_for(self.plan.groups)
         # Shared variables that heads use past the cut, as a layer called by
         # several of them.
         in_heads = {
@@ -70,7 +72,7 @@ class SelectedStep:
             for v in head.variables
         }
         self.direct = [v for v in self.shared if id(v) in in_heads]
-        shapes = self.model._multi_task.output_shapes(self.model, batch.x)
+        shapes = self.plan.structure.output_shapes(self.model, batch.x)
         rows = batch.size()
         self.blank = {
             name: tf.zeros([rows, *shapes[name][0][1:]], shapes[name][1])

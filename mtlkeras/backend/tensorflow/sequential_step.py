@@ -154,5 +154,5 @@ class GroupStep:
             (negated(self.batch.labelled[name]), variables)
             for name in self.names
             if self.batch.labelled[name] is not True
-            and (variables := self.plan.task_variables(name))
+            and (variables := self.plan.structure.task_variables(name))
         ]

@@ -61,12 +61,12 @@ class TensorFlowMultiTaskTrainer:
 
     def _forward(self, names, x):
         """Predictions of the named outputs, running only what they need."""
-        graph = self._multi_task.graph
-        if graph is None:
+        state = self._multi_task
+        if state.structure.graph is None:
             y_pred = self._run(self, x, training=True)
-            outputs = self._multi_task.tasks.split(y_pred, "y_pred")
+            outputs = state.tasks.split(y_pred, "y_pred")
             return {name: outputs[name] for name in names}
-        return self._run(graph.part(names), x, training=True)
+        return self._run(state.structure.graph.part(names), x, training=True)
 
     def _fuse_updates(self, optimizer):
         """Fused updates for containers of several clones, on one device."""
@@ -75,11 +75,11 @@ class TensorFlowMultiTaskTrainer:
         for clone in optimizer.optimizers:
             fuse(getattr(clone, "inner_optimizer", clone))
 
-    def _find_connections(self, names, inputs):
+    def _find_connections(self, tasks, inputs):
         """Which trainable variables the gradient of each output reaches.
 
         Args:
-            names: Tuple of output names.
+            tasks: The model's `TaskSet`.
             inputs: Structure of KerasTensors.
 
         Returns:
@@ -91,12 +91,12 @@ class TensorFlowMultiTaskTrainer:
         def trace(x):
             with tf.GradientTape(persistent=True) as tape:
                 y_pred = self._run(self, x, training=True)
-                outputs = self._multi_task.tasks.split(y_pred, "y_pred")
+                outputs = tasks.split(y_pred, "y_pred")
                 sums = {
                     name: tf.reduce_sum(tf.cast(outputs[name], tf.float32))
-                    for name in names
+                    for name in tasks.names
                 }
-            for name in names:
+            for name in tasks.names:
                 gradients = tape.gradient(
                     sums[name], [v.value for v in variables]
                 )

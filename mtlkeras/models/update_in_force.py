@@ -1,0 +1,112 @@
+import dataclasses
+import warnings
+
+from mtlkeras import aggregators, balancers, strategies
+from mtlkeras.models.update_plan import UpdatePlan
+from mtlkeras.optimizers.per_task_optimizer import (
+    PerTaskOptimizer,
+    innermost,
+    is_adaptive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateInForce:
+    """How a model's tasks are trained: what one call of `fit` may change.
+
+    It is replaced as a whole and never changed, so that a refused `fit` can
+    put the one before back.
+
+    Attributes:
+        strategy: An `UpdateStrategy`.
+        aggregator: An `Aggregator` or `None`.
+        balancer: A `LossBalancer` or `None`.
+        optimizer: The optimizer that goes with them.
+        plan: The `UpdatePlan`, or `None` until the model's outputs are known.
+    """
+
+    strategy: strategies.UpdateStrategy
+    aggregator: object = None
+    balancer: object = None
+    optimizer: object = None
+    plan: UpdatePlan | None = None
+
+    @classmethod
+    def resolve(cls, strategy, aggregator, balancer):
+        """From what the user gave: ids become objects here."""
+        return cls(
+            strategies.get(strategy),
+            aggregators.get(aggregator),
+            balancers.get(balancer),
+        )
+
+    def same_as(self, other):
+        return (self.strategy, self.aggregator, self.balancer) == (
+            other.strategy,
+            other.aggregator,
+            other.balancer,
+        )
+
+    def with_structure(self, structure):
+        """The same update, laid over a model whose outputs are known."""
+        self.strategy.bind(structure.tasks.names)
+        plan = UpdatePlan(self.strategy, structure)
+        return dataclasses.replace(self, plan=plan)
+
+    def with_optimizer(self, user_optimizer, before=None):
+        """The same update with the optimizer that it needs.
+
+        Args:
+            user_optimizer: What the user gave to `compile`.
+            before: The optimizer that has trained the model so far, if any.
+        """
+        # Joint training is Keras's own, on the user's own object; but after
+        # other training that object would have no batch counter or a count
+        # that does not fit emptied slots. A container of one slot has both.
+        fresh = before is None or not before.built or not int(before.iterations)
+        if self.strategy.updates_jointly and fresh:
+            optimizer = user_optimizer
+        else:
+            optimizer = PerTaskOptimizer(user_optimizer)
+        return dataclasses.replace(self, optimizer=optimizer)
+
+    def build_optimizer(self, model):
+        """Builds the optimizer, once variables and plan are known."""
+        optimizer, plan = self.optimizer, self.plan
+        if plan is None or not model.built:
+            return
+        if not isinstance(optimizer, PerTaskOptimizer):
+            if not optimizer.built:
+                optimizer.build(model.trainable_variables)
+            return
+        if optimizer.slots is None and not self.strategy.updates_jointly:
+            optimizer.configure(plan.slots, plan.slot_names, plan.factors)
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        if optimizer.fused and len(optimizer.slots) > 1:
+            model._fuse_updates(optimizer)
+
+    def carry_over(self, old):
+        """Goes on with learning rate and batch counter of another optimizer."""
+        if isinstance(self.optimizer, PerTaskOptimizer):
+            self.optimizer.carry_over(old)
+        elif not callable(innermost(self.optimizer)._learning_rate):
+            self.optimizer.learning_rate = float(old.learning_rate)
+
+    def warn_if_weights_cancel(self, tasks):
+        """Loss weights do next to nothing to slots of adaptive optimizers."""
+        weighted = any(w not in (None, 1.0) for w in tasks.weights.values())
+        if not (weighted and self.strategy.task_slots):
+            return False
+        template = self.optimizer.template
+        if not is_adaptive(template):
+            return False
+        warnings.warn(
+            "With optimizer slots per task, an adaptive optimizer "
+            f"({type(innermost(template)).__name__}) cancels the scale of each "
+            "task's loss, so `loss_weights` hardly change the training. To "
+            "prioritise a task give the strategy "
+            "`task_learning_rates={'task': factor}`.",
+            stacklevel=3,
+        )
+        return True
