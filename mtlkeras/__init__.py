@@ -7,6 +7,7 @@ jointly, alternating with optimizer state per task, in groups, and so on.
 # First, since it explains a missing TensorFlow.
 from mtlkeras import backend as backend  # isort: skip
 from mtlkeras import (
+    aggregators,
     callbacks,
     datasets,
     losses,
@@ -20,6 +21,7 @@ from mtlkeras.version import __version__
 __all__ = [
     "MultiTaskModel",
     "__version__",
+    "aggregators",
     "callbacks",
     "datasets",
     "losses",

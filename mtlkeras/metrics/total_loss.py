@@ -41,13 +41,11 @@ class TotalLoss(keras.metrics.Metric):
             )
 
     def result(self):
-        means = [(w, mean.mean) for w, mean in self._task_means[0]()]
+        means = self._task_means[0]()
         if not means:
             return self.total.result()
-        weighted = sum(
-            ops.where(ops.greater(mean.count, 0), mean.result() * weight, 0.0)
-            for weight, mean in means
-        )
+        # A task that never ran has a mean of 0 here, and so adds nothing.
+        weighted = sum(mean.mean() * weight for weight, mean in means)
         return ops.where(
             ops.greater(self.partial, 0),
             weighted + self.extra.result(),

@@ -206,7 +206,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             on_nonfinite,
         )
         if is_functional(self):
-            self._bind_outputs(state, self.output, update.strategy)
+            self._bind_outputs(state, self.output, update)
         super().compile(
             optimizer=state.user_optimizer,
             loss=loss,
@@ -355,7 +355,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "the losses to `compile(loss={...})`, or use strategy='joint'."
             )
         if self._multi_task.structure is not None:
-            update.strategy.bind(self._multi_task.tasks.names)
+            update.check(self._multi_task.tasks.names)
         return update
 
     def _check_optimizer(self, optimizer):
@@ -436,12 +436,12 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 
     # -- binding to outputs ---------------------------------------------------
 
-    def _bind_outputs(self, state, outputs, strategy, inputs=None):
+    def _bind_outputs(self, state, outputs, update, inputs=None):
         """Matches losses, variables and strategy with the outputs."""
         state.tasks.bind(outputs, getattr(self, "output_names", None))
         if type(self).compute_loss is not keras.Model.compute_loss:
             state.tasks.trackers = {}
-        strategy.bind(state.tasks.names)
+        update.check(state.tasks.names)
         state.structure = TaskStructure(
             self,
             state.tasks,
@@ -475,7 +475,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "from task names to tensors. The `call` of "
                 f"{type(self).__name__} returned: {outputs!r}"
             )
-        self._bind_outputs(state, outputs, state.strategy, specs)
+        self._bind_outputs(state, outputs, state.update, specs)
         self._put_in_force(state.update)
 
     def _bound_tasks(self):
@@ -484,7 +484,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         if state.structure is None and is_functional(self):
             # Not compiled yet: every output is taken for a task.
             state = MultiTaskState(TaskSet("mean_squared_error", None))
-            self._bind_outputs(state, self.output, Joint())
+            self._bind_outputs(state, self.output, UpdateInForce(Joint()))
         if state.structure is None:
             raise ValueError(
                 "The tasks of a subclassed model are known once it has seen "

@@ -1,7 +1,7 @@
 import dataclasses
 import warnings
 
-from mtlkeras import aggregators, balancers, strategies
+from mtlkeras import aggregators, strategies
 from mtlkeras.models.update_plan import UpdatePlan
 from mtlkeras.optimizers.per_task_optimizer import (
     PerTaskOptimizer,
@@ -34,11 +34,47 @@ class UpdateInForce:
     @classmethod
     def resolve(cls, strategy, aggregator, balancer):
         """From what the user gave: ids become objects here."""
-        return cls(
-            strategies.get(strategy),
-            aggregators.get(aggregator),
-            balancers.get(balancer),
+        if balancer is not None:
+            raise ValueError(
+                "Argument `balancer` must be `None`: this version has no loss "
+                f"balancers. Received: balancer={balancer!r}. Use "
+                "`loss_weights`, or `task_learning_rates` of a strategy."
+            )
+        return cls(strategies.get(strategy), aggregators.get(aggregator))
+
+    def check(self, task_names):
+        """Whether strategy, aggregator and tasks go together.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        self.strategy.bind(task_names)
+        if self.aggregator is None:
+            return
+        groups = self.strategy.task_groups(task_names)
+        static = not (
+            self.strategy.one_group_per_step
+            or self.strategy.at_same_weights
+            or self.strategy.shuffle
+            or self.strategy.regroups != "never"
         )
+        if not static:
+            raise ValueError(
+                "An aggregator joins the gradients of a fixed group of tasks, "
+                "as 'joint', 'grouped' and 'random_groups' with "
+                "resample='never' have them. Received: "
+                f"strategy={self.strategy!r} with "
+                f"aggregator={self.aggregator.name!r}. Use one of those "
+                "strategies, or `aggregator=None`."
+            )
+        if len(task_names) > 1 and max(map(len, groups)) == 1:
+            raise ValueError(
+                "An aggregator joins the gradients of several tasks, while "
+                f"every group of strategy={self.strategy!r} has one task. "
+                f"Received: aggregator={self.aggregator.name!r}. Use "
+                "strategy='joint', 'grouped' or 'random_groups', or pass "
+                "`aggregator=None`."
+            )
 
     def same_as(self, other):
         return (self.strategy, self.aggregator, self.balancer) == (
@@ -49,7 +85,7 @@ class UpdateInForce:
 
     def with_structure(self, structure):
         """The same update, laid over a model whose outputs are known."""
-        self.strategy.bind(structure.tasks.names)
+        self.check(structure.tasks.names)
         plan = UpdatePlan(self.strategy, structure)
         return dataclasses.replace(self, plan=plan)
 

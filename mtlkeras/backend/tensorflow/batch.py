@@ -66,38 +66,51 @@ class Batch:
         """
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         unscale = (lambda v: v) if replicas == 1 else (lambda v: v * replicas)
+        size = self.size()
+        # Sub-steps are at different weights: no total of the batch exists.
         partial = total is None
         for name in self.tasks.sum_order:
-            value, ran = unscale(self.losses[name]), self.ran[name]
-            fraction = self.fractions[name]
-            if ran is not True or fraction is not None:
-                complete = tf.cast(
-                    1.0 if fraction is None else fraction, tf.float32
+            labelled, fraction = self.labelled[name], self.fractions[name]
+            in_part = total is None
+            if fraction is not None:
+                in_part = any_of([in_part, fraction < 1.0])
+            if labelled is not True:
+                in_part = any_of([in_part, negated(labelled)])
+            partial = any_of([partial, in_part])
+            if name in self.tasks.trackers:
+                self._track_task(
+                    name, unscale(self.losses[name]), size, in_part
                 )
-                complete = complete * tf.cast(ran, tf.float32)
-                if self.labelled[name] is not True:
-                    partial = any_of([partial, complete < 1.0])
-            if name not in self.tasks.trackers:
-                continue
-            # As Keras weighs it: by the batch size where it is static.
-            weight = self.predictions[name].shape[0]
-            if ran is not True or fraction is not None:
-                weight = tf.cast(weight or 1, tf.float32) * complete
-                value = tf.where(ran, value, tf.zeros_like(value))
-            self.tasks.trackers[name].update_state(value, sample_weight=weight)
         extra = tf.add_n(self.extra) if self.extra else tf.constant(0.0)
         extra = unscale(tf.cast(extra, tf.float32))
         if total is None:
             total = tf.constant(0.0)
             ran = any_of([self.ran[name] for name in self.tasks.names])
             finite = tf.math.is_finite(extra) if ran is True else ran
-        total, size = unscale(total), self.size()
+        total = unscale(total)
         if finite is not True:
             total = tf.where(finite, total, tf.zeros_like(total))
             extra = tf.where(finite, extra, tf.zeros_like(extra))
             size = tf.where(finite, size, 0)
         self.model._loss_tracker.update_state(
             total, extra, partial, sample_weight=size
+        )
+
+    def _track_task(self, name, value, size, in_part):
+        ran, fraction = self.ran[name], self.fractions[name]
+        entries = tf.cast(size, tf.float32)
+        if fraction is not None:
+            entries = entries * fraction
+        if ran is not True:
+            value = tf.where(ran, value, tf.zeros_like(value))
+            entries = tf.where(ran, entries, 0.0)
+            in_part = any_of([in_part, negated(ran)])
+        self.tasks.trackers[name].update_state(
+            value,
+            # As Keras weighs it: by the batch size where that is static.
+            sample_weight=self.predictions[name].shape[0],
+            entries=entries,
+            partial=in_part,
         )
 
     def compute_metrics(self):

@@ -7,6 +7,7 @@ from mtlkeras.backend.tensorflow.state import (
     first_of,
     is_loss_scaled,
 )
+from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
 
 
 def sequential_step(batch):
@@ -62,7 +63,7 @@ class GroupStep:
         batch.losses.update(losses)
         batch.predictions.update(predictions)
         loss = batch.group_loss(losses)
-        extra = self.extra_loss(added)
+        extra = self.extra = self.extra_loss(added)
         if extra is not None:
             batch.extra.append(
                 tf.where(labelled, extra, tf.zeros_like(extra))
@@ -95,23 +96,33 @@ class GroupStep:
 
         Returns whether it did, a boolean tensor.
         """
-        batch, optimizer = self.batch, self.model.optimizer
-        variables = self.plan.group_variables(self.index)
+        batch = self.batch
+        checked = [loss]
+        if not is_loss_scaled(self.model.optimizer, self.slot):
+            checked += [g for g in gradients if g is not None]
+        finite = all_finite(checked)
+        self.note(losses, finite)
+        return self.apply(
+            gradients,
+            self.plan.group_variables(self.index),
+            both(batch.any_labelled(self.names), finite),
+            ran_before,
+        )
+
+    def apply(self, gradients, variables, live, ran_before):
+        """Updates weights and state where `live`; returns `live`."""
+        optimizer = self.model.optimizer
         # A path that a layer cuts (stop_gradient) has no gradient.
         pairs = [
             (g, v)
             for g, v in zip(gradients, variables, strict=True)
             if g is not None
         ]
-        checked = [loss]
-        if not is_loss_scaled(optimizer, self.slot):
-            checked += [g for g, _ in pairs]
-        finite = all_finite(checked)
-        live = both(batch.any_labelled(self.names), finite)
-        self.note(losses, finite)
 
         def commit():
-            if pairs:
+            if not isinstance(optimizer, PerTaskOptimizer):
+                optimizer.apply_gradients(pairs)
+            elif pairs:
                 optimizer.apply_slot(
                     self.slot,
                     [g for g, _ in pairs],

@@ -1,6 +1,7 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.aggregated_step import aggregated_step
 from mtlkeras.backend.tensorflow.batch import Batch
 from mtlkeras.backend.tensorflow.fused import fuse
 from mtlkeras.backend.tensorflow.joint_step import joint_step
@@ -22,7 +23,9 @@ class TensorFlowMultiTaskTrainer:
         self._bind_to(x)
         batch = Batch(self, x, y, sample_weight)
         strategy = self._multi_task.strategy
-        if strategy.updates_jointly:
+        if self._multi_task.update.aggregator is not None:
+            aggregated_step(batch)
+        elif strategy.updates_jointly:
             joint_step(batch)
         elif strategy.regroups != "never":
             regrouped_step(batch)
