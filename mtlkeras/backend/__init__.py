@@ -4,6 +4,8 @@
 trainer from `keras.backend`, and nothing else knows which framework runs.
 """
 
+import os
+
 SUPPORTED_BACKENDS = ("tensorflow",)
 
 
@@ -13,6 +15,9 @@ def check_backend():
         import keras
     except ModuleNotFoundError as error:
         # Keras imports its backend; only a missing backend is ours to explain.
+        wanted = os.environ.get("KERAS_BACKEND", "tensorflow")
+        if wanted not in SUPPORTED_BACKENDS:
+            raise ImportError(unsupported(wanted)) from error
         if error.name not in ("tensorflow", "keras"):
             raise
         raise ImportError(
@@ -25,12 +30,16 @@ def check_backend():
         ) from error
     backend = keras.backend.backend()
     if backend not in SUPPORTED_BACKENDS:
-        raise ImportError(
-            "mtlkeras supports the Keras backends "
-            f"{', '.join(SUPPORTED_BACKENDS)}. Received: "
-            f"keras.backend.backend()={backend!r}. Set the environment "
-            "variable KERAS_BACKEND=tensorflow before Keras is imported."
-        )
+        raise ImportError(unsupported(backend))
+
+
+def unsupported(backend):
+    return (
+        "mtlkeras supports the Keras backends "
+        f"{', '.join(SUPPORTED_BACKENDS)}. Received: the backend {backend!r}. "
+        "Set the environment variable KERAS_BACKEND=tensorflow before Keras "
+        "is imported."
+    )
 
 
 check_backend()

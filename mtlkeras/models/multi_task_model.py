@@ -378,7 +378,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
     def _scaled(self, optimizer, auto_scale_loss):
         """Loss scaling under float16, inside of every clone."""
         if isinstance(optimizer, PerTaskOptimizer):
-            return optimizer.template
+            return optimizer.template()
         scaling = keras.optimizers.LossScaleOptimizer
         if (
             auto_scale_loss
@@ -511,8 +511,9 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 # The class that Keras makes of `keras.Model(inputs, outputs)`; it has no
 # public name.
 _input = keras.Input((1,), name="x")
-Functional = type(keras.Model(_input, _input, name="x"))
-del _input
+_output = keras.layers.Identity(name="identity")(_input)
+Functional = type(keras.Model(_input, _output, name="x"))
+del _input, _output
 
 
 @keras.saving.register_keras_serializable("mtlkeras")

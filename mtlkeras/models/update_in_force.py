@@ -134,7 +134,7 @@ class UpdateInForce:
         weighted = any(w not in (None, 1.0) for w in tasks.weights.values())
         if not (weighted and self.strategy.task_slots):
             return False
-        template = self.optimizer.template
+        template = self.optimizer.template()
         if not is_adaptive(template):
             return False
         warnings.warn(

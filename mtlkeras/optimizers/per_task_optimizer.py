@@ -105,9 +105,12 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         if slots is not None:
             self.configure(slots, names, factors)
 
-    @property
     def template(self):
-        """The optimizer from which the clones were made."""
+        """The optimizer from which the clones were made.
+
+        A method, since Keras saves every optimizer that it finds in an
+        attribute or a property.
+        """
         return self._untracked.template
 
     def configure(self, slots, names=None, factors=None):
@@ -125,7 +128,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 f"factors={factors}"
             )
         self.slots, self.names, self.factors = slots, names, factors
-        self.optimizers = [self._clone(self.template, name) for name in names]
+        self.optimizers = [self._clone(self.template(), name) for name in names]
 
     def _clone(self, template, slot_name):
         name = f"{template.name}_{slot_name}"
@@ -293,7 +296,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         self._iterations.assign(
             ops.cast(optimizer.iterations, self._iterations.dtype)
         )
-        if not callable(innermost(self.template)._learning_rate):
+        if not callable(innermost(self.template())._learning_rate):
             self.learning_rate = float(
                 ops.convert_to_numpy(optimizer.learning_rate)
             )
@@ -345,13 +348,13 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
     @property
     def learning_rate(self):
         if not self.optimizers:
-            return self.template.learning_rate
+            return self.template().learning_rate
         return self.optimizers[0].learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
         if not self.optimizers:
-            self.template.learning_rate = learning_rate
+            self.template().learning_rate = learning_rate
         for clone in self.optimizers:
             clone.learning_rate = learning_rate
 
@@ -383,7 +386,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self):
         return {
-            "optimizer": keras.saving.serialize_keras_object(self.template),
+            "optimizer": keras.saving.serialize_keras_object(self.template()),
             "slots": self.slots,
             "names": self.names,
             "factors": self.factors,

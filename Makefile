@@ -1,0 +1,76 @@
+# Needs Python 3.11 or later (with venv and pip) and make. Every target builds
+# the environment .venv by itself, once.
+
+PYTHON ?= python3
+EXTRAS ?= tensorflow-cpu,datasets,plot,test
+# Options for pytest, as in: make test PYTEST_ARGS="-x tests/datasets"
+PYTEST_ARGS ?= -n 2
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.PHONY: help install quickstart test lint format wheel-test benchmark clean
+
+help:
+	@echo "make quickstart   train on real data with three strategies"
+	@echo "make test         run all tests"
+	@echo "make lint         check style and format (make format: mend them)"
+	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
+	@echo "make benchmark    measure step times into benchmarks/"
+	@echo "make clean        remove what was built, but keep .venv"
+
+# `installed` holds what was installed from: file times alone mean nothing after
+# a `git clone` or a change of branch, and an equal environment must not make
+# pip ask the network. The folder is in it since a copied tree has a copied
+# environment, which still points to the original.
+WANTED = { echo "$(CURDIR) [$(EXTRAS)]"; cat setup.cfg pyproject.toml; }
+
+install:
+	@$(WANTED) | cmp -s - $(INSTALLED) || { \
+	  set -e; \
+	  echo "Installing mtlkeras[$(EXTRAS)] into $(VENV)"; \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(RUN) -m pip install --disable-pip-version-check --progress-bar off \
+	    --quiet --editable ".[$(EXTRAS)]"; \
+	  $(WANTED) > $(INSTALLED); \
+	}
+
+quickstart: install
+	$(RUN) examples/quickstart.py
+
+test: install
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# The wheel in an environment that has never seen the checkout. `build/` goes
+# first: setuptools would pack files that were deleted since the last build.
+wheel-test: install
+	rm -rf build dist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --quiet \
+	  --wheel-dir dist .
+	rm -rf build
+	mkdir -p build/wheel-test
+	$(PYTHON) -m venv build/wheel-test/venv
+	build/wheel-test/venv/bin/python -m pip install \
+	  --disable-pip-version-check --progress-bar off --quiet \
+	  "$$(echo dist/*.whl)[tensorflow-cpu,datasets,plot]"
+	cp examples/quickstart.py build/wheel-test
+	cd build/wheel-test && venv/bin/python quickstart.py
+
+benchmark: install
+	$(RUN) benchmarks/step_time.py
+
+# Keeps .venv, which may be hard to get again; `rm -rf .venv` removes it.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -f quickstart.keras quickstart.png
+	find . -name .venv -prune -o -name __pycache__ -type d -prune \
+	  -exec rm -rf {} +

@@ -1,2 +1,0 @@
-def get(identifier):
-    return None

@@ -1,0 +1,39 @@
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def python_blocks(text):
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+    """Blocks share their names, as a reader types them one after another."""
+    blocks = python_blocks(README)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"README block {number}", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "joint" in printed
+    assert "alternating" in printed
+
+
+@pytest.mark.parametrize(
+    "link", sorted(set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)))
+)
+def test_links_into_the_repository(link):
+    assert (ROOT / link).exists()
+
+
+def test_names_no_strategy_that_does_not_exist():
+    from mtlkeras import strategies
+
+    table = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
+    assert table
+    assert set(table) <= set(strategies.ids())
