@@ -24,10 +24,10 @@ class BackupAndResume(keras.callbacks.Callback):
     has to be changed in the script: `fit` finds the backup and goes on from it.
 
     Choose it when epochs are long or machines are preempted.
-    `keras.callbacks.BackupAndRestore` is exact at the end of an epoch only:
-    with `save_freq=n` it repeats the epoch from its first batch, on weights
-    that have already seen part of it, and the random state of layers such as
-    `keras.layers.Dropout` starts anew.
+    `keras.callbacks.BackupAndRestore` is exact at the end of an epoch only, and
+    only without random layers: the random state of `keras.layers.Dropout`
+    starts anew, and with `save_freq=n` the epoch is repeated from its first
+    batch, on weights that have already seen part of it.
 
     A backup holds what `model.save_weights` writes (weights and optimizer
     state) and what that leaves out: random states, the metrics of the running

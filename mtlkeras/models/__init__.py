@@ -1,3 +1,6 @@
+from mtlkeras.models.functional_multi_task_model import (
+    FunctionalMultiTaskModel,
+)
 from mtlkeras.models.multi_task_model import MultiTaskModel
 
-__all__ = ["MultiTaskModel"]
+__all__ = ["FunctionalMultiTaskModel", "MultiTaskModel"]

@@ -13,6 +13,7 @@ from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
 from mtlkeras.models.task_structure import TaskStructure
 from mtlkeras.models.update_in_force import UpdateInForce
+from mtlkeras.optimizers.given_optimizer import as_template, check_unclaimed
 from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
 from mtlkeras.strategies.joint import Joint
 
@@ -67,19 +68,18 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
     ['left_loss', 'loss', 'right_loss']
     """
 
+    # The class for `MultiTaskModel(inputs, outputs)`, set where it is defined.
+    _functional_form = None
+
     def __new__(cls, *args, **kwargs):
         if cls is MultiTaskModel and _has_functional_arguments(args, kwargs):
-            return super().__new__(FunctionalMultiTaskModel)
+            return super().__new__(cls._functional_form)
         return super().__new__(cls)
 
-    # Keras revives a functional subclass only if its arguments have exactly
-    # these names.
     def __init__(self, *args, **kwargs):
         functional = _has_functional_arguments(args, kwargs)
-        if functional and not isinstance(self, FunctionalMultiTaskModel):
-            # A subclass that builds its graph in `__init__`. Keras would
-            # patch the bases of all classes up to Model, and with them this
-            # one, after which a subclass with a `call` fails.
+        if functional and not isinstance(self, self._functional_form):
+            # A subclass that builds its graph in `__init__`.
             _make_functional(type(self))
         self._multi_task = MultiTaskState()
         super().__init__(*args, **kwargs)
@@ -188,7 +188,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "that have one. Received: loss=None"
             )
         given = keras.optimizers.get(optimizer)
-        self._check_optimizer(given)
+        check_unclaimed(given, self.variables)
         update = self._resolve(strategy, aggregator, balancer)
         arguments = {
             "optimizer": given,
@@ -202,7 +202,10 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         state = MultiTaskState(
             TaskSet(loss, loss_weights),
             arguments,
-            self._scaled(given, auto_scale_loss),
+            as_template(
+                given,
+                auto_scale_loss and self.dtype_policy.name == "mixed_float16",
+            ),
             on_nonfinite,
         )
         if is_functional(self):
@@ -224,7 +227,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         self._set_untracked("_loss_tracker", TotalLoss(state.tasks.means))
         update = update.with_optimizer(state.user_optimizer)
         if isinstance(given, PerTaskOptimizer):
-            update = self._reuse(given, update)
+            update = update.with_given(given, state.structure, self)
         self._put_in_force(update)
 
     def fit(
@@ -358,50 +361,6 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             update.check(self._multi_task.tasks.names)
         return update
 
-    def _check_optimizer(self, optimizer):
-        """Refuses an optimizer whose state belongs to another model."""
-        if not optimizer.built:
-            return
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        mine = {id(v) for v in self.variables}
-        foreign = [
-            v.path for v in inner._trainable_variables if id(v) not in mine
-        ]
-        if foreign:
-            raise ValueError(
-                "The optimizer was already built for another model: it holds "
-                f"state for {foreign[:3]}{'...' if foreign[3:] else ''}. Pass "
-                "a new optimizer, e.g. "
-                f"`keras.optimizers.{type(optimizer).__name__}(...)`."
-            )
-
-    def _scaled(self, optimizer, auto_scale_loss):
-        """Loss scaling under float16, inside of every clone."""
-        if isinstance(optimizer, PerTaskOptimizer):
-            return optimizer.template()
-        scaling = keras.optimizers.LossScaleOptimizer
-        if (
-            auto_scale_loss
-            and self.dtype_policy.name == "mixed_float16"
-            and not isinstance(optimizer, scaling)
-        ):
-            return scaling(optimizer, name="loss_scale_optimizer")
-        return optimizer
-
-    def _reuse(self, given, update):
-        """A container given to `compile` stays where it fits."""
-        fits = not given.built or (
-            [id(v) for v in given._trainable_variables]
-            == [id(v) for v in self.trainable_variables]
-        )
-        structure = self._multi_task.structure
-        if structure is not None and not update.strategy.updates_jointly:
-            slots = update.with_structure(structure).plan.slots
-            fits = fits and given.slots in (None, slots)
-        if not fits:
-            return update
-        return dataclasses.replace(update, optimizer=given)
-
     def _change(self, update):
         """Puts another update in force in the middle of training."""
         state, old = self._multi_task, self.optimizer
@@ -508,22 +467,6 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         object.__setattr__(self, name, value)
 
 
-# The class that Keras makes of `keras.Model(inputs, outputs)`; it has no
-# public name.
-_input = keras.Input((1,), name="x")
-_output = keras.layers.Identity(name="identity")(_input)
-Functional = type(keras.Model(_input, _output, name="x"))
-del _input, _output
-
-
-@keras.saving.register_keras_serializable("mtlkeras")
-class FunctionalMultiTaskModel(MultiTaskModel, Functional):
-    """What `MultiTaskModel(inputs, outputs)` makes; use that name."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-
-
 def _has_functional_arguments(args, kwargs):
     return (
         len(args) == 2
@@ -535,7 +478,7 @@ def _has_functional_arguments(args, kwargs):
 def _make_functional(cls):
     """Replaces MultiTaskModel by its functional twin among a class's bases."""
     cls.__bases__ = tuple(
-        FunctionalMultiTaskModel
+        MultiTaskModel._functional_form
         if base is MultiTaskModel
         else _make_functional(base)
         if issubclass(base, MultiTaskModel)

@@ -3,6 +3,7 @@ import warnings
 
 from mtlkeras import aggregators, strategies
 from mtlkeras.models.update_plan import UpdatePlan
+from mtlkeras.optimizers.given_optimizer import fits
 from mtlkeras.optimizers.per_task_optimizer import (
     PerTaskOptimizer,
     innermost,
@@ -105,6 +106,15 @@ class UpdateInForce:
         else:
             optimizer = PerTaskOptimizer(user_optimizer)
         return dataclasses.replace(self, optimizer=optimizer)
+
+    def with_given(self, container, structure, model):
+        """The same update with a container given by the user, if it fits."""
+        slots = None
+        if structure is not None and not self.strategy.updates_jointly:
+            slots = self.with_structure(structure).plan.slots
+        if not fits(container, slots, model.trainable_variables):
+            return self
+        return dataclasses.replace(self, optimizer=container)
 
     def build_optimizer(self, model):
         """Builds the optimizer, once variables and plan are known."""

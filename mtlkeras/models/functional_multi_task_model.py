@@ -1,0 +1,28 @@
+import keras
+
+from mtlkeras.models.multi_task_model import MultiTaskModel
+
+# The class that Keras makes of `keras.Model(inputs, outputs)`; it has no
+# public name.
+_input = keras.Input((1,), name="x")
+_output = keras.layers.Identity(name="identity")(_input)
+Functional = type(keras.Model(_input, _output, name="x"))
+del _input, _output
+
+
+@keras.saving.register_keras_serializable("mtlkeras")
+class FunctionalMultiTaskModel(MultiTaskModel, Functional):
+    """What `MultiTaskModel(inputs, outputs)` makes; use that name.
+
+    Keras patches the bases of a subclass of Model that is called with inputs
+    and outputs, up to Model; after that no subclass with a `call` of its own
+    can be made. So the functional form is a class of its own.
+    """
+
+    # Keras revives a functional model from its config only if the arguments
+    # have exactly these names.
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+MultiTaskModel._functional_form = FunctionalMultiTaskModel
