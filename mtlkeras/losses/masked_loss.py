@@ -78,11 +78,17 @@ class MaskedLoss(keras.losses.Loss):
             )
         return labelled
 
+    def can_mask(self):
+        """A loss that reduces in a `__call__` of its own cannot be masked."""
+        return type(self.loss).call is not keras.losses.Loss.call
+
+    def takes_entry_weights(self):
+        """Whether the loss has one value per prediction, as Keras's have."""
+        return type(self.loss).__module__.partition(".")[0] == "keras"
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         y_true = ops.convert_to_tensor(y_true)
-        # A loss that reduces in a `__call__` of its own cannot be masked.
-        reduces_itself = type(self.loss).call is keras.losses.Loss.call
-        if reduces_itself or self.labelled(y_true) is None:
+        if not self.can_mask() or self.labelled(y_true) is None:
             return self.loss(y_true, y_pred, sample_weight)
         return super().__call__(y_true, y_pred, sample_weight)
 

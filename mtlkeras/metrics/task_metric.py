@@ -1,8 +1,6 @@
 import keras
 from keras import ops
 
-from mtlkeras.losses.masked_loss import reduce_to_entries
-
 
 class TaskMetric(keras.metrics.Metric):
     """A user's metric that sees labelled entries of tasks that ran, only.
@@ -12,10 +10,10 @@ class TaskMetric(keras.metrics.Metric):
 
     Args:
         metric: What Keras accepts as a metric: id, function or object.
-        flags: Dict from `id(y_pred)` to `(labelled, ran)` for the predictions
-            of the running step: the boolean mask of the target (or `None`)
-            and whether the task ran (boolean tensor or `None`). The model
-            fills it around `compute_metrics`.
+        flags: Dict from `id(y_pred)` to `(target, entries, ran)` for the
+            predictions of the running step: the target without NaN, its
+            weights of 1 and 0 (or `None`) and whether the task ran (boolean
+            tensor or `None`). The model fills it around `compute_metrics`.
     """
 
     def __init__(self, metric, flags):
@@ -30,11 +28,10 @@ class TaskMetric(keras.metrics.Metric):
         if self.metric is None:
             # Which accuracy is meant depends on the shapes.
             self.metric = metric_for_shapes(self._identifier, y_true, y_pred)
-        labelled, ran = self._flags[0].get(id(y_pred), (None, None))
-        if labelled is not None:
-            y_true, sample_weight = leave_out(
-                labelled, y_true, y_pred, sample_weight
-            )
+        nothing = (y_true, None, None)
+        y_true, entries, ran = self._flags[0].get(id(y_pred), nothing)
+        if entries is not None:
+            sample_weight = combine(entries, sample_weight)
         if ran is None:
             return self._update(y_true, y_pred, sample_weight)
         # Selecting the new state, not weighing by 0: NaN times 0 is NaN.
@@ -60,20 +57,16 @@ class TaskMetric(keras.metrics.Metric):
             self.metric.reset_state()
 
 
-def leave_out(labelled, y_true, y_pred, sample_weight):
-    """Targets without NaN, and weights that are 0 where they are missing."""
-    y_true = ops.where(labelled, y_true, ops.zeros_like(y_true))
-    # One weight per prediction: the last axis holds its classes or values.
-    entries = reduce_to_entries(labelled, max(len(y_pred.shape) - 1, 1))
-    weights = ops.cast(entries, keras.backend.floatx())
-    if sample_weight is not None:
-        sample_weight = ops.cast(sample_weight, weights.dtype)
-        if len(sample_weight.shape) == len(weights.shape) + 1:
-            sample_weight = ops.squeeze(sample_weight, -1)
-        for _ in range(len(weights.shape) - len(sample_weight.shape)):
-            sample_weight = ops.expand_dims(sample_weight, -1)
-        weights = weights * sample_weight
-    return y_true, weights
+def combine(entries, sample_weight):
+    """Weights of 1 and 0 times the user's, one per prediction."""
+    if sample_weight is None:
+        return entries
+    sample_weight = ops.cast(sample_weight, entries.dtype)
+    if len(sample_weight.shape) == len(entries.shape) + 1:
+        sample_weight = ops.squeeze(sample_weight, -1)
+    for _ in range(len(entries.shape) - len(sample_weight.shape)):
+        sample_weight = ops.expand_dims(sample_weight, -1)
+    return entries * sample_weight
 
 
 def resolve_metric(metric):

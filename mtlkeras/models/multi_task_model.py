@@ -5,7 +5,6 @@ import keras
 from mtlkeras.backend.tensorflow import MultiTaskTrainer
 from mtlkeras.callbacks.task_reporter import TaskReporter, raise_if_skipped
 from mtlkeras.metrics.task_metric import TaskMetric
-from mtlkeras.metrics.total_loss import TotalLoss
 from mtlkeras.models.batch_counters import BatchCounters
 from mtlkeras.models.data_spec import input_spec_of, is_empty
 from mtlkeras.models.multi_task_state import MultiTaskState
@@ -224,7 +223,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         # From here on nothing can be refused.
         self._multi_task = state
         self._set_untracked("_compile_loss", state.tasks)
-        self._set_untracked("_loss_tracker", TotalLoss(state.tasks.means))
+        self._set_untracked("_loss_tracker", state.tasks.total_loss)
         update = update.with_optimizer(state.user_optimizer)
         if isinstance(given, PerTaskOptimizer):
             update = update.with_given(given, state.structure, self)

@@ -2,8 +2,9 @@ import keras
 from keras import ops
 
 from mtlkeras.losses.masked_loss import MaskedLoss
-from mtlkeras.metrics.task_loss_mean import TaskLossMean
+from mtlkeras.metrics.task_loss import TaskLoss
 from mtlkeras.metrics.task_metric import metric_for_shapes
+from mtlkeras.metrics.total_loss import TotalLoss
 
 
 class TaskSet:
@@ -25,7 +26,9 @@ class TaskSet:
         self.built = False
         self.names = ()
         self.trackers = {}
-        self.values = {}
+        self.total_loss = TotalLoss()
+        self.values = {}  # task -> loss, of the last call
+        self.labels = None  # the trainer's, while it computes a loss
 
     def bind(self, outputs, output_names=None):
         """Matches the losses with the model's outputs.
@@ -89,11 +92,11 @@ class TaskSet:
             for n in (self.loss if by_user else self.output_names)
             if n in self.losses
         )
+        self.total_loss.bind(self.sum_order, self.weights)
         self.trackers = {}
         if len(self.names) > 1:
             self.trackers = {
-                name: TaskLossMean(name=f"{name}_loss")
-                for name in self.sum_order
+                name: TaskLoss(self.total_loss, name) for name in self.sum_order
             }
         self.built = True
 
@@ -198,10 +201,8 @@ class TaskSet:
             self.losses[name] = as_task_loss(name, function)
         return self.losses[name]
 
-    def task_loss(self, name, y_true, y_pred, sample_weight):
-        """Unweighted loss of one task on a batch, a scalar."""
-        loss = self.resolve(name, y_true, y_pred)
-        value = loss(y_true, y_pred, sample_weight)
+    def as_scalar(self, name, value):
+        """A task's loss on a batch, unweighted."""
         if len(value.shape) != 0:
             raise ValueError(
                 f"The loss of task '{name}' must be a scalar for a batch. "
@@ -212,42 +213,6 @@ class TaskSet:
     def weighted(self, name, value):
         weight = self.weights[name]
         return value if weight is None else ops.multiply(value, weight)
-
-    def labels(self, name, y_true, sample_weight):
-        """What of a task's batch is labelled.
-
-        Returns:
-            `(mask, labelled, fraction)`: the elementwise mask of the target or
-            `None`, whether there is a labelled entry of non-zero weight, and
-            the labelled fraction of the entries. The latter two are `True` and
-            `None` where nothing can be missing.
-        """
-        loss = self.losses[name]
-        mask = None
-        if isinstance(loss, MaskedLoss):
-            mask = loss.labelled(y_true)
-        elif "float" in keras.backend.standardize_dtype(y_true.dtype):
-            mask = ops.logical_not(ops.isnan(y_true))
-        if mask is None and sample_weight is None:
-            return None, True, None
-        rows = None
-        fraction = None
-        if mask is not None:
-            fraction = ops.mean(ops.cast(mask, keras.backend.floatx()))
-            rows = ops.any(ops.reshape(mask, (ops.shape(mask)[0], -1)), -1)
-        if sample_weight is not None:
-            weights = ops.convert_to_tensor(sample_weight)
-            weights = ops.reshape(weights, (ops.shape(weights)[0], -1))
-            weighted = ops.any(ops.not_equal(weights, 0), -1)
-            rows = weighted if rows is None else ops.logical_and(rows, weighted)
-        return mask, ops.any(rows), fraction
-
-    def means(self):
-        """List of `(loss weight, tracker)`, for the total of an epoch."""
-        return [
-            (1.0 if self.weights[name] is None else self.weights[name], mean)
-            for name, mean in self.trackers.items()
-        ]
 
     # -- what Keras asks where it keeps a CompileLoss -------------------------
 
@@ -267,9 +232,13 @@ class TaskSet:
         self.values = {}
         terms = []
         for name in self.sum_order:
-            value = self.task_loss(
-                name, targets[name], predictions[name], weights[name]
-            )
+            target, prediction = targets[name], predictions[name]
+            if self.labels is not None and self.labels.given[name] is target:
+                value = self.labels.loss(name, prediction)
+            else:
+                loss = self.resolve(name, target, prediction)
+                value = loss(target, prediction, weights[name])
+                value = self.as_scalar(name, value)
             self.values[name] = value
             terms.append(self.weighted(name, value))
         return sum(terms)

@@ -192,6 +192,10 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         clone.add_variable_from_reference = record_reference
 
     def _decay(self, decay, clone, variables):
+        # Muon has a decay of its own for the variables that it leaves to Adam.
+        rates = (clone.weight_decay, getattr(clone, "adam_weight_decay", None))
+        if all(rate is None for rate in rates):
+            return
         condition = self._untracked.first_update or (lambda variable: True)
         by_condition = {}
         for v in variables:

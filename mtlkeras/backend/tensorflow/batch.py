@@ -1,6 +1,8 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.labels import Labels
+
 
 class Batch:
     """One training or evaluation batch on its way through the sub-steps.
@@ -17,13 +19,10 @@ class Batch:
         self.tasks = model._multi_task.tasks
         self.targets = self.tasks.split_targets(y)
         self.weights = self.tasks.split(sample_weight, "sample_weight")
-        self.masks, self.labelled, self.fractions = {}, {}, {}
-        for name in self.tasks.names:
-            labels = self.tasks.labels(
-                name, self.targets[name], self.weights[name]
-            )
-            self.masks[name], self.labelled[name] = labels[:2]
-            self.fractions[name] = labels[2]
+        outputs = model._multi_task.structure.outputs
+        ranks = {name: len(outputs[name].shape) for name in self.tasks.names}
+        self.labels = Labels(self.tasks, self.targets, self.weights, ranks)
+        self.labelled = self.labels.labelled
         self.losses = {}
         self.predictions = {}
         self.ran = dict(self.labelled)
@@ -56,6 +55,21 @@ class Batch:
             next(i for i in keras.tree.flatten(self.x) if i is not None)
         )[0]
 
+    def compute_total(self, y_pred, training):
+        """The model's `compute_loss`, with what is known of the labels."""
+        self.tasks.values = {}
+        self.tasks.labels = self.labels
+        try:
+            return self.model._compute_loss(
+                x=self.x,
+                y=self.y(),
+                y_pred=y_pred,
+                sample_weight=self.sample_weight(),
+                training=training,
+            )
+        finally:
+            self.tasks.labels = None
+
     def track(self, total=None, finite=True):
         """Updates `loss` and the `<task>_loss` trackers.
 
@@ -64,53 +78,52 @@ class Batch:
                 where sub-steps were at different weights.
             finite: Whether the batch as a whole counts.
         """
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        unscale = (lambda v: v) if replicas == 1 else (lambda v: v * replicas)
-        size = self.size()
-        # Sub-steps are at different weights: no total of the batch exists.
-        partial = total is None
-        for name in self.tasks.sum_order:
-            labelled, fraction = self.labelled[name], self.fractions[name]
-            in_part = total is None
+        names = self.tasks.sum_order
+        rows = self.size()
+        losses, entries, partial = [], [], []
+        for name in names:
+            fraction = self.labels.fractions[name]
+            losses.append(self.losses[name])
+            entries.append(1.0 if fraction is None else fraction)
+            # Sub-steps are at different weights: no total of the batch exists.
+            flag = any_of([total is None, negated(self.labelled[name])])
             if fraction is not None:
-                in_part = any_of([in_part, fraction < 1.0])
-            if labelled is not True:
-                in_part = any_of([in_part, negated(labelled)])
-            partial = any_of([partial, in_part])
-            if name in self.tasks.trackers:
-                self._track_task(
-                    name, unscale(self.losses[name]), size, in_part
-                )
-        extra = tf.add_n(self.extra) if self.extra else tf.constant(0.0)
-        extra = unscale(tf.cast(extra, tf.float32))
+                flag = any_of([flag, fraction < 1.0])
+            partial.append(flag)
+        losses = tf.stack(losses)
+        entries = tf.stack(entries) * tf.cast(rows, losses.dtype)
+        ran = [self.ran[name] for name in names]
+        if any(flag is not True for flag in ran):
+            ran = tf.stack([tf.convert_to_tensor(flag) for flag in ran])
+            losses = tf.where(ran, losses, tf.zeros_like(losses))
+            entries = tf.where(ran, entries, tf.zeros_like(entries))
+        extra = tf.add_n(self.extra) if self.extra else tf.zeros([])
+        extra = tf.cast(extra, losses.dtype)
         if total is None:
-            total = tf.constant(0.0)
-            ran = any_of([self.ran[name] for name in self.tasks.names])
-            finite = tf.math.is_finite(extra) if ran is True else ran
-        total = unscale(total)
+            total = tf.zeros([], losses.dtype)
+            finite = any_of([self.ran[name] for name in names])
         if finite is not True:
             total = tf.where(finite, total, tf.zeros_like(total))
             extra = tf.where(finite, extra, tf.zeros_like(extra))
-            size = tf.where(finite, size, 0)
+            rows = tf.where(finite, rows, 0)
+        if all(flag is False for flag in partial):
+            partial = False
+        else:
+            partial = tf.stack([tf.convert_to_tensor(f) for f in partial])
+        # Under tf.distribute losses are divided by the number of replicas.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            losses, total = losses * replicas, total * replicas
+            extra = extra * replicas
         self.model._loss_tracker.update_state(
-            total, extra, partial, sample_weight=size
-        )
-
-    def _track_task(self, name, value, size, in_part):
-        ran, fraction = self.ran[name], self.fractions[name]
-        entries = tf.cast(size, tf.float32)
-        if fraction is not None:
-            entries = entries * fraction
-        if ran is not True:
-            value = tf.where(ran, value, tf.zeros_like(value))
-            entries = tf.where(ran, entries, 0.0)
-            in_part = any_of([in_part, negated(ran)])
-        self.tasks.trackers[name].update_state(
-            value,
-            # As Keras weighs it: by the batch size where that is static.
-            sample_weight=self.predictions[name].shape[0],
+            losses,
+            total,
+            extra,
+            # As Keras weighs a task's batch: by its size where it is static.
+            weight=self.predictions[names[0]].shape[0] or 1,
             entries=entries,
-            partial=in_part,
+            partial=partial,
+            sample_weight=rows,
         )
 
     def compute_metrics(self):
@@ -119,7 +132,8 @@ class Batch:
         for name in self.tasks.names:
             ran = self.ran[name]
             flags[id(self.predictions[name])] = (
-                self.masks[name],
+                self.labels.targets[name],
+                self.labels.entries[name],
                 None if ran is True else ran,
             )
         try:

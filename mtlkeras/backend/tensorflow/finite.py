@@ -12,6 +12,11 @@ def all_finite(tensors):
         tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
         for tensor in tensors
     ]
+    return _all_finite(tensors)
+
+
+@tf.function(autograph=False)
+def _all_finite(tensors):
     squares = tf.add_n(
         [tf.cast(tf.nn.l2_loss(tensor), tf.float32) for tensor in tensors]
     )

@@ -38,23 +38,30 @@ def fuse(optimizer):
 
 
 def _adam_step(optimizer, gradients, variables, learning_rate):
-    powers = functools.cache(lambda dtype: _adam_powers(optimizer, dtype))
+    scalars = functools.cache(
+        lambda dtype: _adam_scalars(optimizer, learning_rate, dtype)
+    )
     for gradient, variable in zip(gradients, variables, strict=True):
         index = optimizer._get_variable_index(variable)
-        dtype = variable.dtype
-        beta_1_power, beta_2_power = powers(dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.value.handle,
             m=optimizer._momentums[index].value.handle,
             v=optimizer._velocities[index].value.handle,
-            beta1_power=beta_1_power,
-            beta2_power=beta_2_power,
-            lr=tf.cast(learning_rate, dtype),
-            beta1=tf.cast(optimizer.beta_1, dtype),
-            beta2=tf.cast(optimizer.beta_2, dtype),
-            epsilon=tf.cast(optimizer.epsilon, dtype),
-            grad=tf.cast(gradient, dtype),
+            grad=tf.cast(gradient, variable.dtype),
+            **scalars(variable.dtype),
         )
+
+
+def _adam_scalars(optimizer, learning_rate, dtype):
+    beta_1_power, beta_2_power = _adam_powers(optimizer, dtype)
+    return {
+        "beta1_power": beta_1_power,
+        "beta2_power": beta_2_power,
+        "lr": tf.cast(learning_rate, dtype),
+        "beta1": tf.constant(optimizer.beta_1, dtype),
+        "beta2": tf.constant(optimizer.beta_2, dtype),
+        "epsilon": tf.constant(optimizer.epsilon, dtype),
+    }
 
 
 def _adam_powers(optimizer, dtype):

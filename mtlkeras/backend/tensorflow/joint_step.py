@@ -10,18 +10,10 @@ def joint_step(batch):
     Beyond Keras, an update with a non-finite loss or gradient is left out.
     """
     model, tasks = batch.model, batch.tasks
-    y, sample_weight = batch.y(), batch.sample_weight()
     state = [(v, tf.identity(v.value)) for v in updated_state(model)]
     with tf.GradientTape() as tape:
         y_pred = model._run(model, batch.x, training=True)
-        tasks.values = {}
-        loss = model._compute_loss(
-            x=batch.x,
-            y=y,
-            y_pred=y_pred,
-            sample_weight=sample_weight,
-            training=True,
-        )
+        loss = batch.compute_total(y_pred, training=True)
         scaled = model.optimizer.scale_loss(loss)
     variables = model.trainable_weights
     gradients = tape.gradient(scaled, variables) if variables else []

@@ -144,12 +144,10 @@ class RegroupedStep(GroupStep):
     def _loss(self, name, prediction):
         # A foreign task's bad label must not reach this group's gradient, not
         # even times 0.
-        target = self.batch.targets[name]
+        target = self.batch.labels.targets[name]
         member = self.member[name]
         target = tf.where(member, target, tf.zeros_like(target))
-        return self.batch.tasks.task_loss(
-            name, target, prediction, self.batch.weights[name]
-        )
+        return self.batch.labels.loss(name, prediction, target)
 
     def _extra(self, added):
         """Shared terms in equal shares; a head's own with its group."""

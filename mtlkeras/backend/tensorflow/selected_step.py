@@ -63,6 +63,10 @@ class SelectedStep:
             [v for v in self.plan.structure.variables if groups[id(v)] == (k,)]
             for k in range(len(self.plan.groups))
         ]
+        shapes = {
+            tuple((tuple(v.shape), v.dtype) for v in own) for own in self.own
+        }
+        self.uniform = len(shapes) == 1
         self.cut = self.plan.structure.cut_for(self.plan.groups)
         # Shared variables that heads use past the cut, as a layer called by
         # several of them.
@@ -117,11 +121,11 @@ class SelectedStep:
         ]
         out = tf.switch_case(chosen, branches)
         loss = out["loss"] + tf.cast(extra, out["loss"].dtype)
-        gradients = self._gradients(tape, boundary, extra, out)
+        shared_gradients = self._gradients(tape, boundary, extra, out)
         del tape
         checked = [loss]
         if not is_loss_scaled(self.model.optimizer):
-            checked += [g for g in gradients.values() if g is not None]
+            checked += list(shared_gradients.values()) + out["own"]
         finite = all_finite(checked)
         labelled = tf.stack(
             [
@@ -132,6 +136,7 @@ class SelectedStep:
         live = both(labelled, finite)
 
         def update(k):
+            gradients = self._gradients_of(k, shared_gradients, out)
             pairs = [
                 (gradients[id(v)], v)
                 for v in self.plan.group_variables(k)
@@ -147,16 +152,23 @@ class SelectedStep:
                 resting=self.steps[k].resting(),
             )
 
-        def commit():
-            tf.switch_case(
-                chosen,
-                [lambda k=k: update(k) or 0 for k in range(len(self.steps))],
+        # Not one switch: every branch of it would take the inputs of all.
+        for k in range(len(self.steps)):
+            tf.cond(
+                both(live, tf.equal(chosen, k)),
+                lambda k=k: update(k),
+                lambda: None,
             )
-            scope.commit(
-                lambda groups: self._is_first(groups, chosen, results["ran"])
+        if scope.variables:
+            tf.cond(
+                live,
+                lambda: scope.commit(
+                    lambda groups: self._is_first(
+                        groups, chosen, results["ran"]
+                    )
+                ),
+                lambda: None,
             )
-
-        tf.cond(live, commit, lambda: None)
         hit = tf.equal(tf.range(len(self.steps)), chosen)
         tasks_hit = [hit[self.group_of[name]] for name in self.names]
         return {
@@ -192,8 +204,18 @@ class SelectedStep:
             for v, g in zip(sources, through, strict=True)
             if g is not None
         }
-        head = zip(own + self.direct, out["own"] + out["direct"], strict=True)
-        for v, g in head:
+        for v, g in zip(self.direct, out["direct"], strict=True):
+            if id(v) in gradients:
+                g = g + tf.convert_to_tensor(gradients[id(v)])
+            gradients[id(v)] = g
+        return gradients
+
+    def _gradients_of(self, k, gradients, out):
+        gradients = dict(gradients)
+        own = (
+            self.own[k] if self.uniform else [v for vs in self.own for v in vs]
+        )
+        for v, g in zip(own, out["own"], strict=True):
             if id(v) in gradients:
                 g = g + tf.convert_to_tensor(gradients[id(v)])
             gradients[id(v)] = g
@@ -255,12 +277,7 @@ class SelectedStep:
             with scope:
                 predictions = self._outputs(k, boundary)
                 losses = {
-                    name: self.tasks.task_loss(
-                        name,
-                        batch.targets[name],
-                        predictions[name],
-                        batch.weights[name],
-                    )
+                    name: batch.labels.loss(name, predictions[name])
                     for name in names
                 }
                 added = [value for _, value in scope.added_losses()]
@@ -300,7 +317,12 @@ class SelectedStep:
             "extra": extra,
             "scale": optimizer.scale_loss(tf.ones([]), slot),
             "boundary": at_boundary,
-            "own": self._dense([v for vs in self.own for v in vs], by_id),
+            "own": self._dense(
+                self.own[k]
+                if self.uniform
+                else [v for vs in self.own for v in vs],
+                by_id,
+            ),
             "direct": self._dense(self.direct, by_id),
         }
 

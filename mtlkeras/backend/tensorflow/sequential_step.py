@@ -51,12 +51,7 @@ class GroupStep:
         with self.scope:
             predictions = self.model._forward(self.names, batch.x)
             losses = {
-                name: batch.tasks.task_loss(
-                    name,
-                    batch.targets[name],
-                    predictions[name],
-                    batch.weights[name],
-                )
+                name: batch.labels.loss(name, predictions[name])
                 for name in self.names
             }
             added = self.scope.added_losses()

@@ -15,12 +15,7 @@ def simultaneous_step(batch):
         with scope:
             predictions = model._forward(names, batch.x)
             losses = {
-                name: batch.tasks.task_loss(
-                    name,
-                    batch.targets[name],
-                    predictions[name],
-                    batch.weights[name],
-                )
+                name: batch.labels.loss(name, predictions[name])
                 for name in names
             }
             added = scope.added_losses()

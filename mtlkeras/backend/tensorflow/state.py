@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.batch import both
+from mtlkeras.backend.tensorflow.batch import any_of
 
 
 def is_seed(variable):
@@ -95,9 +95,6 @@ def first_of(groups, index, ran):
         index: The group in question, which runs.
         ran: List with the flags of the groups before it.
     """
-    first = True
-    for group in groups:
-        if group < index:
-            flag = ran[group]
-            first = both(first, not flag if isinstance(flag, bool) else ~flag)
-    return first
+    before = [ran[group] for group in groups if group < index]
+    flag = any_of(before)
+    return not flag if isinstance(flag, bool) else ~flag

@@ -43,13 +43,7 @@ class TensorFlowMultiTaskTrainer:
         self._bind_to(x)
         batch = Batch(self, x, y, sample_weight)
         y_pred = self._run(self, x, training=False)
-        total = self._compute_loss(
-            x=x,
-            y=batch.y(),
-            y_pred=y_pred,
-            sample_weight=batch.sample_weight(),
-            training=False,
-        )
+        total = batch.compute_total(y_pred, training=False)
         batch.predictions = batch.tasks.split(y_pred, "y_pred")
         batch.losses = dict(batch.tasks.values)
         batch.extra = [total - batch.group_loss(batch.losses)]
