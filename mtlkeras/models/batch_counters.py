@@ -10,6 +10,8 @@ class BatchCounters:
 
     def __init__(self, names):
         self.names = names
+        # Only these can be without labels, so only these are counted.
+        self.watched = []
         self.labelled = self._counter("labelled")
         self.skipped = self._counter("skipped")
 
@@ -25,7 +27,11 @@ class BatchCounters:
     def unlabelled_tasks(self):
         """List of the tasks that never had a label."""
         counts = keras.ops.convert_to_numpy(self.labelled)
-        return [n for n, c in zip(self.names, counts, strict=True) if c == 0]
+        return [
+            n
+            for n, c in zip(self.names, counts, strict=True)
+            if c == 0 and n in self.watched
+        ]
 
     def skipped_tasks(self):
         """Dict from task to how often its update was not finite."""

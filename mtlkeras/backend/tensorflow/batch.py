@@ -80,36 +80,36 @@ class Batch:
         """
         names = self.tasks.sum_order
         rows = self.size()
-        losses, entries, partial = [], [], []
-        for name in names:
-            fraction = self.labels.fractions[name]
-            losses.append(self.losses[name])
-            entries.append(1.0 if fraction is None else fraction)
-            # Sub-steps are at different weights: no total of the batch exists.
-            flag = any_of([total is None, negated(self.labelled[name])])
-            if fraction is not None:
-                flag = any_of([flag, fraction < 1.0])
-            partial.append(flag)
-        losses = tf.stack(losses)
-        entries = tf.stack(entries) * tf.cast(rows, losses.dtype)
-        ran = [self.ran[name] for name in names]
-        if any(flag is not True for flag in ran):
-            ran = tf.stack([tf.convert_to_tensor(flag) for flag in ran])
+        losses = tf.stack([self.losses[name] for name in names])
+        fractions = [self.labels.fractions[name] for name in names]
+        entries = tf.ones_like(losses)
+        # Sub-steps are at different weights: no total of the batch exists.
+        partial = total is None
+        if any(fraction is not None for fraction in fractions):
+            entries = [1.0 if f is None else f for f in fractions]
+            entries = tf.stack(entries)
+            partial = partial or entries < 1.0
+        labelled = all_flags([self.labelled[name] for name in names])
+        if labelled is not True:
+            partial = ~labelled if partial is False else partial | ~labelled
+        ran = labelled
+        if total is None:
+            ran = all_flags([self.ran[name] for name in names])
+        elif finite is not True:
+            ran = finite if labelled is True else labelled & finite
+        if ran is not True:
             losses = tf.where(ran, losses, tf.zeros_like(losses))
             entries = tf.where(ran, entries, tf.zeros_like(entries))
+        entries = entries * tf.cast(rows, losses.dtype)
         extra = tf.add_n(self.extra) if self.extra else tf.zeros([])
         extra = tf.cast(extra, losses.dtype)
         if total is None:
             total = tf.zeros([], losses.dtype)
-            finite = any_of([self.ran[name] for name in names])
+            finite = True if ran is True else tf.reduce_any(ran)
         if finite is not True:
             total = tf.where(finite, total, tf.zeros_like(total))
             extra = tf.where(finite, extra, tf.zeros_like(extra))
             rows = tf.where(finite, rows, 0)
-        if all(flag is False for flag in partial):
-            partial = False
-        else:
-            partial = tf.stack([tf.convert_to_tensor(f) for f in partial])
         # Under tf.distribute losses are divided by the number of replicas.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:
@@ -149,13 +149,28 @@ class Batch:
     def count(self):
         """Counts per task the batches with labels and the skipped ones."""
         counters = self.model._multi_task.counters
-        labelled = [self.labelled[name] for name in self.tasks.names]
-        skipped = [
-            both(self.labelled[name], negated(self.finite[name]))
-            for name in self.tasks.names
-        ]
-        counters.labelled.assign_add(as_counts(labelled))
-        counters.skipped.assign_add(as_counts(skipped))
+        names = self.tasks.names
+        counters.watched = [n for n in names if self.labelled[n] is not True]
+        if counters.watched:
+            labelled = [self.labelled[name] for name in names]
+            counters.labelled.assign_add(as_counts(labelled))
+        if self.finite:
+            finite = tf.stack([self.finite[name] for name in names])
+            self.count_skipped(~finite)
+
+    def count_skipped(self, bad):
+        """Counts the labelled ones of the tasks that are not finite."""
+        counters = self.model._multi_task.counters
+        labelled = all_flags([self.labelled[n] for n in self.tasks.names])
+        bad = bad if labelled is True else bad & labelled
+        counters.skipped.assign_add(tf.cast(bad, tf.int32))
+
+
+def all_flags(flags):
+    """Booleans as one tensor, `[len(flags)]`; `True` if all are that."""
+    if all(flag is True for flag in flags):
+        return True
+    return tf.stack([tf.convert_to_tensor(flag) for flag in flags])
 
 
 def any_of(flags):

@@ -1,5 +1,6 @@
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.state import is_loss_scaled, updated_state
 
@@ -29,25 +30,16 @@ def joint_step(batch):
     def leave_out():
         for variable, before in state:
             variable.assign(before)
+        # Behind finite losses any task's gradient may be the bad one.
+        bad = ~tf.math.is_finite(tf.stack(list(batch.losses.values())))
+        bad = tf.where(tf.reduce_any(bad), bad, tf.ones_like(bad))
+        batch.count_skipped(bad)
 
-    if variables:
-        tf.cond(finite, update, leave_out)
     batch.predictions = tasks.split(y_pred, "y_pred")
     for name in tasks.names:
         batch.losses[name] = tasks.values.get(name, loss)
-        batch.finite[name] = tf.logical_or(
-            finite, tf.math.is_finite(batch.losses[name])
-        )
-    # A gradient that overflows behind finite losses counts for every task.
-    suspect = tf.reduce_all(tf.stack(list(batch.finite.values())))
-    for name in tasks.names:
-        batch.finite[name] = tf.logical_and(
-            batch.finite[name], tf.logical_or(finite, ~suspect)
-        )
-        batch.ran[name] = (
-            finite
-            if batch.labelled[name] is True
-            else tf.logical_and(batch.labelled[name], finite)
-        )
+        batch.ran[name] = both(batch.labelled[name], finite)
+    if variables:
+        tf.cond(finite, update, leave_out)
     batch.extra = [loss - batch.group_loss(batch.losses)]
     batch.track(loss, finite)

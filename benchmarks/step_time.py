@@ -1,0 +1,381 @@
+"""Step time, first step, memory and slots of every strategy, beside Keras.
+
+    python benchmarks/step_time.py            # all of it, about 12 minutes
+    python benchmarks/step_time.py --quick    # a few rounds, about 2 minutes
+
+Prints tables and writes them to a JSON file. `benchmarks/README.md` says how
+to read them.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is compared with what.
+
+    Attributes:
+        configuration: Name of the configuration in question.
+        against: What stands below the fraction line, in words.
+        reference: Function from T and K to a list of `(factor, name)`.
+        target: The ratio to reach, in words; empty where none was set.
+        tasks: Numbers of tasks for which the target holds; empty is all.
+    """
+
+    configuration: str
+    against: str
+    reference: object
+    target: str = ""
+    tasks: tuple = ()
+
+
+SINGLE, FORWARD = "stock, one head", "stock, one head, forward"
+ROWS = {
+    "joint": Row(
+        "joint",
+        "stock step",
+        lambda t, k: [(1, "stock, all heads")],
+        "1.00 +- 0.02",
+    ),
+    "alternating-unfused": Row(
+        "alternating, Keras's apply",
+        "T x single-task step",
+        lambda t, k: [(t, SINGLE)],
+        "1.00",
+        (8, 40),
+    ),
+    "alternating": Row(
+        "alternating",
+        "T x single-task step",
+        lambda t, k: [(t, SINGLE)],
+        "0.90",
+        (8, 40),
+    ),
+    "grouped": Row(
+        "grouped",
+        "K x step with T/K heads",
+        lambda t, k: [(k, "stock, T/K heads")],
+    ),
+    "random-groups": Row(
+        "random_groups",
+        "K x step with T/K heads",
+        lambda t, k: [(k, "stock, T/K heads")],
+        "0.95",
+        (40,),
+    ),
+    "random-groups-step": Row(
+        "random_groups, new each step",
+        "K x step with T heads",
+        lambda t, k: [(k, "stock, all heads")],
+    ),
+    "multi-adaptive": Row(
+        "multi_adaptive",
+        "1 forward + T (backward, apply)",
+        lambda t, k: [(t, SINGLE), (1 - t, FORWARD)],
+    ),
+    "round-robin": Row(
+        "round_robin",
+        "single-task step",
+        lambda t, k: [(1, SINGLE)],
+    ),
+    "sampled": Row(
+        "sampled",
+        "single-task step",
+        lambda t, k: [(1, SINGLE)],
+    ),
+}
+# Seconds that the first step may take at T = 40.
+FIRST_STEP = {"round_robin": 10, "sampled": 10}
+FIRST_STEP_ELSE = 5
+# One process each; the other configurations hold what these hold.
+MEMORY = (
+    "stock, all heads",
+    "joint",
+    "alternating",
+    "random_groups",
+    "multi_adaptive",
+    "sampled",
+)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    # Imported here: a parent of measuring processes stays small and quick.
+    import nets
+
+    started = time.perf_counter()
+    report = describe_run(options)
+    for net in options.nets:
+        for tasks in options.tasks:
+            say(f"{net}, T = {tasks} ...")
+            measured = measure_steps(nets, net, tasks, options)
+            for key, entries in measured.items():
+                report[key].extend(entries)
+            gc.collect()
+    if options.memory:
+        say("memory ...")
+        report["memory"] = measure_memory(options)
+    report["seconds"] = round(time.perf_counter() - started)
+    print_report(report)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    say(f"Wrote {options.output} after {report['seconds']} s.")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="few rounds and no memory")
+    add("--tasks", type=int, nargs="+", default=[2, 8, 40])
+    add("--nets", nargs="+", choices=["mlp", "conv"], default=["mlp", "conv"])
+    add("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
+    add("--seconds", type=float, help="to measure for each net and T")
+    add("--memory", action=argparse.BooleanOptionalAction)
+    add("--output", type=Path, default=HERE / "step_time.json")
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = 4.0 if options.quick else 35.0
+    if options.memory is None:
+        options.memory = not options.quick
+    return options
+
+
+def describe_run(options):
+    import keras
+    import tensorflow as tf
+
+    import mtlkeras
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(
+            timespec="seconds"
+        ),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        # Well below the number of cores: the machine was quiet.
+        "load_at_start": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "mtlkeras": mtlkeras.__version__,
+        "quick": options.quick,
+        "rows": [],
+        "first_steps": [],
+        "slots": [],
+        "memory": [],
+    }
+
+
+def measure_steps(nets, net, tasks, options):
+    """Rows, first steps and slots for one net and one number of tasks."""
+    groups = nets.num_groups(tasks)
+    rows = {key: ROWS[key] for key in options.rows}
+    names = dict.fromkeys(
+        name
+        for row in rows.values()
+        for name in (
+            row.configuration,
+            *(name for _, name in row.reference(tasks, groups)),
+        )
+    )
+    known = nets.configurations(tasks)
+    # What a process does once only belongs to no configuration.
+    nets.build_step(net, nets.Configuration(1))[1]()
+    steps, first_steps, slots = {}, [], []
+    for name in names:
+        begin = time.perf_counter()
+        model, step = nets.build_step(net, known[name])
+        build = time.perf_counter() - begin
+        wall, cpu = timed_first(step)
+        steps[name] = step
+        entry = {"net": net, "tasks": tasks, "configuration": name}
+        first_steps.append(
+            {**entry, "build_s": build, "first_s": wall, "first_cpu_s": cpu}
+        )
+        if known[name].trains:
+            measured, predicted = nets.slot_bytes(model)
+            slots.append(
+                {**entry, "bytes": measured, "predicted_bytes": predicted}
+            )
+    results = compare_rows(rows, steps, tasks, groups, options)
+    for entry in results:
+        entry.update(net=net, tasks=tasks, groups=groups)
+    return {"rows": results, "first_steps": first_steps, "slots": slots}
+
+
+def timed_first(step):
+    import measure
+
+    return measure.timed(step)
+
+
+def compare_rows(rows, steps, tasks, groups, options):
+    import measure
+
+    times = measure.take_turns(
+        steps, options.seconds, (3, 8) if options.quick else (5, 40)
+    )
+    results = []
+    for key, row in rows.items():
+        reference = row.reference(tasks, groups)
+        holds = not row.tasks or tasks in row.tasks
+        results.append(
+            {
+                "row": key,
+                "configuration": row.configuration,
+                "against": row.against,
+                "reference": reference,
+                "target": row.target if holds else "",
+                "rounds": len(times[row.configuration]),
+                **measure.compare(times, row.configuration, reference),
+            }
+        )
+    return results
+
+
+# -- memory, in a process for each configuration ------------------------------
+
+
+def measure_memory(options):
+    cases = [
+        (net, tasks, name)
+        for net in options.nets
+        for tasks in options.tasks
+        for name in MEMORY
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_memory_of, cases))
+
+
+def _memory_of(case):
+    net, tasks, name = case
+    code = "import step_time; step_time.print_memory({!r}, {}, {!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(net, tasks, name)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"Memory of {case}: {done.stderr}")
+    return {
+        "net": net,
+        "tasks": tasks,
+        "configuration": name,
+        "bytes": int(done.stdout.split()[-1]),
+    }
+
+
+def print_memory(net, tasks, name):
+    """Runs in a fresh process; prints its peak less that after the import."""
+    import measure
+    import nets
+
+    before = measure.peak_bytes()
+    _, step = nets.build_step(net, nets.configurations(tasks)[name])
+    for _ in range(3):
+        step()
+    print(measure.peak_bytes() - before)
+
+
+# -- tables -------------------------------------------------------------------
+
+
+def print_report(report):
+    print(
+        f"\n{report['date']}, {report['cores']} cores, load "
+        f"{report['load_at_start'][0]}, Python {report['python']}, Keras "
+        f"{report['keras']}, TensorFlow {report['tensorflow']}, mtlkeras "
+        f"{report['mtlkeras']}\n"
+    )
+    table = [
+        (
+            r["net"],
+            r["tasks"],
+            r["configuration"],
+            r["against"],
+            f"{r['wall']['ms']:.1f}",
+            f"{r['wall']['reference_ms']:.1f}",
+            f"{r['wall']['ratio']:.2f}",
+            "{:.2f}-{:.2f}".format(*r["wall"]["quartiles"]),
+            f"{r['cpu']['ratio']:.2f}",
+            r["target"],
+        )
+        for r in report["rows"]
+    ]
+    heads = "net|T|what|against|ms|against ms|ratio|quartiles|CPU|target"
+    print_table(heads.split("|"), table)
+    table = [
+        (
+            r["net"],
+            r["tasks"],
+            r["configuration"],
+            f"{r['build_s']:.1f}",
+            f"{r['first_s']:.1f}",
+            f"{r['first_cpu_s']:.1f}",
+            first_step_target(r),
+        )
+        for r in report["first_steps"]
+    ]
+    print_table(
+        "net|T|what|build s|first step s|CPU s|target".split("|"), table
+    )
+    table = [
+        (
+            r["net"],
+            r["tasks"],
+            r["configuration"],
+            f"{r['bytes']:,}",
+            f"{r['predicted_bytes']:,}",
+            "exact" if r["bytes"] == r["predicted_bytes"] else "DIFFERS",
+        )
+        for r in report["slots"]
+    ]
+    print_table("net|T|what|slot bytes|predicted|".split("|"), table)
+    table = [
+        (r["net"], r["tasks"], r["configuration"], f"{r['bytes'] / 2**20:.0f}")
+        for r in report["memory"]
+    ]
+    if table:
+        print_table("net|T|what|peak MB over import".split("|"), table)
+
+
+def first_step_target(entry):
+    if entry["tasks"] != 40 or entry["configuration"].startswith("stock"):
+        return ""
+    return f"{FIRST_STEP.get(entry['configuration'], FIRST_STEP_ELSE)} s"
+
+
+def print_table(heads, rows):
+    """A table that is also Markdown."""
+    rows = [[str(cell) for cell in row] for row in [heads, *rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    rows.insert(1, ["-" * width for width in widths])
+    for row in rows:
+        cells = [c.ljust(w) for c, w in zip(row, widths, strict=True)]
+        print("| " + " | ".join(cells) + " |")
+    print()
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
