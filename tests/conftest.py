@@ -1,5 +1,13 @@
+import gc
+
 import keras
 import pytest
+
+
+def pytest_collection_finish(session):
+    # Else every `clear_session` walks all of TensorFlow's objects.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

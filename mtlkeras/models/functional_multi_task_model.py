@@ -2,12 +2,9 @@ import keras
 
 from mtlkeras.models.multi_task_model import MultiTaskModel
 
-# The class that Keras makes of `keras.Model(inputs, outputs)`; it has no
-# public name.
-_input = keras.Input((1,), name="x")
-_output = keras.layers.Identity(name="identity")(_input)
-Functional = type(keras.Model(_input, _output, name="x"))
-del _input, _output
+# The class that Keras makes of `keras.Model(inputs, outputs)`. It has no public
+# name, and building a model to ask for its type would fix the global dtype.
+Functional = type(keras.Model.__new__(keras.Model, None, None))
 
 
 @keras.saving.register_keras_serializable("mtlkeras")

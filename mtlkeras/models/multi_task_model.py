@@ -207,6 +207,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             ),
             on_nonfinite,
         )
+        update.check_accumulation(state.user_optimizer)
         if is_functional(self):
             self._bind_outputs(state, self.output, update)
         super().compile(

@@ -100,12 +100,30 @@ class UpdateInForce:
         # Joint training is Keras's own, on the user's own object; but after
         # other training that object would have no batch counter or a count
         # that does not fit emptied slots. A container of one slot has both.
-        fresh = before is None or not before.built or not int(before.iterations)
+        fresh = (
+            before is None
+            or not before.built
+            or not int(innermost(before)._iterations)
+        )
+        self.check_accumulation(user_optimizer)
         if self.strategy.updates_jointly and fresh:
             optimizer = user_optimizer
         else:
             optimizer = PerTaskOptimizer(user_optimizer)
         return dataclasses.replace(self, optimizer=optimizer)
+
+    def check_accumulation(self, optimizer):
+        """Refuses one optimizer state that accumulates for many sub-steps."""
+        steps = innermost(optimizer).gradient_accumulation_steps
+        joint = self.strategy.updates_jointly
+        if steps and not joint and not self.strategy.task_slots:
+            raise ValueError(
+                "An optimizer that accumulates gradients needs slots per task: "
+                "one state in common would mix up and lose the sub-steps' "
+                "gradients. Received: gradient_accumulation_steps="
+                f"{steps} with strategy={self.strategy!r}. Use "
+                "`task_slots=True`, or larger batches."
+            )
 
     def with_given(self, container, structure, model):
         """The same update with a container given by the user, if it fits."""
@@ -126,7 +144,12 @@ class UpdateInForce:
                 optimizer.build(model.trainable_variables)
             return
         if optimizer.slots is None and not self.strategy.updates_jointly:
-            optimizer.configure(plan.slots, plan.slot_names, plan.factors)
+            optimizer.configure(
+                plan.slots,
+                plan.slot_names,
+                plan.factors,
+                self.strategy.shared_scale,
+            )
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         if optimizer.fused and len(optimizer.slots) > 1:

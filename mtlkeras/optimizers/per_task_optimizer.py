@@ -40,6 +40,8 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
             `None` (numbers).
         factors: List of floats that multiply the clones' updates. Defaults to
             `None` (all 1).
+        shared_scale: Float that multiplies the updates of variables that are
+            in several slots. Defaults to `1.0`.
         fused: Boolean. Lets the trainer replace the elementwise update of
             well-known optimizers by one fused operation of the same formula
             (equal up to rounding) when there are several clones. Defaults to
@@ -70,6 +72,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         slots=None,
         names=None,
         factors=None,
+        shared_scale=1.0,
         fused=True,
         name="per_task_optimizer",
     ):
@@ -93,17 +96,20 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
             template=optimizer,
             state={},  # (clone, variable) -> the clone's state of it
             rates={},  # clone -> its rate as the user sees it
+            steps={},  # clone -> its elementwise update
+            last_decay=None,
             first_update=None,
         )
         self.optimizers = []
         self.slots = self.names = self.factors = None
+        self.shared_scale = 1.0
         # Which draw of random groups is in force, for strategies that regroup
         # once per epoch: state, so that a resumed run goes on with it.
         self.draw = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="draw"
         )
         if slots is not None:
-            self.configure(slots, names, factors)
+            self.configure(slots, names, factors, shared_scale)
 
     def template(self):
         """The optimizer from which the clones were made.
@@ -113,7 +119,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         """
         return self._untracked.template
 
-    def configure(self, slots, names=None, factors=None):
+    def configure(self, slots, names=None, factors=None, shared_scale=1.0):
         """Creates the clones, once, for the given slots (see `__init__`)."""
         if self.slots is not None:
             raise ValueError("The slots of a PerTaskOptimizer are set once.")
@@ -128,6 +134,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 f"factors={factors}"
             )
         self.slots, self.names, self.factors = slots, names, factors
+        self.shared_scale = float(shared_scale)
         self.optimizers = [self._clone(self.template(), name) for name in names]
 
     def _clone(self, template, slot_name):
@@ -164,8 +171,37 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         clone._apply_weight_decay = lambda variables: self._decay(
             decay, clone, variables
         )
+        self._untracked.steps[id(clone)] = clone._backend_update_step
+        clone._backend_update_step = lambda *args: self._update(clone, *args)
         self._record_state(clone)
         return clone
+
+    def _update(self, clone, gradients, variables, learning_rate):
+        """The elementwise update, at a rate of their own for shared ones."""
+        step = self._untracked.steps[id(clone)]
+        if self.shared_scale == 1.0:
+            return step(gradients, variables, learning_rate)
+        shared_rate = ops.multiply(learning_rate, self.shared_scale)
+        pairs = list(zip(gradients, variables, strict=True))
+        for rate, wanted in ((shared_rate, True), (learning_rate, False)):
+            chosen = [(g, v) for g, v in pairs if self._is_shared(v) is wanted]
+            if chosen:
+                step([g for g, _ in chosen], [v for _, v in chosen], rate)
+
+    def _is_shared(self, variable):
+        index = self._get_variable_index(variable)
+        return sum(index in slot for slot in self.slots) > 1
+
+    def replace_update_steps(self, replace):
+        """Lets a backend put its own elementwise update into the clones.
+
+        Args:
+            replace: Function from `(clone, update)` to another
+                `update(gradients, variables, learning_rate)`.
+        """
+        steps = self._untracked.steps
+        for clone in map(innermost, self.optimizers):
+            steps[id(clone)] = replace(clone, steps[id(clone)])
 
     def _record_state(self, clone):
         """Remembers which state variables a clone makes for which variable.
@@ -192,9 +228,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         clone.add_variable_from_reference = record_reference
 
     def _decay(self, decay, clone, variables):
-        # Muon has a decay of its own for the variables that it leaves to Adam.
-        rates = (clone.weight_decay, getattr(clone, "adam_weight_decay", None))
-        if all(rate is None for rate in rates):
+        if not decays(clone):
             return
         condition = self._untracked.first_update or (lambda variable: True)
         by_condition = {}
@@ -204,11 +238,39 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 by_condition.setdefault(id(first), (first, []))[1].append(v)
         for first, members in by_condition.values():
 
-            def update(members=members):
+            def update(members=members, record=first is not True):
                 with self._scaled_rate(clone, 1.0):
                     decay(members)
+                if record:
+                    self._record_decay(members)
 
             ops.cond(first, update, lambda: None)
+
+    def decay_is_due(self, variable):
+        """Whether a variable has not decayed in this batch yet.
+
+        Which sub-step is the first to really update a shared variable shows in
+        the graph only: a clone may rest, accumulate or have overflown.
+        """
+        last_decay = self._untracked.last_decay
+        if last_decay is None:
+            return True
+        index = self._get_variable_index(variable)
+        return ops.less_equal(last_decay[index], self._iterations)
+
+    def _record_decay(self, variables):
+        last_decay = self._untracked.last_decay
+        if last_decay is None:
+            return
+        indices = [self._get_variable_index(v) for v in variables]
+        decayed = [i in indices for i in range(len(self._trainable_variables))]
+        last_decay.assign(
+            ops.where(
+                ops.convert_to_tensor(decayed),
+                self._iterations + 1,
+                last_decay,
+            )
+        )
 
     @contextlib.contextmanager
     def _scaled_rate(self, clone, factor):
@@ -252,6 +314,11 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                     "of the model that it was made for."
                 )
         super().build(variables)
+        if any(decays(innermost(clone)) for clone in self.optimizers):
+            # The batch number at which each variable decayed last.
+            self._untracked.last_decay = self.add_variable(
+                shape=(len(variables),), dtype="int64", name="last_decay"
+            )
         for clone, slot in zip(self.optimizers, self.slots, strict=True):
             clone.build([variables[i] for i in slot])
 
@@ -273,7 +340,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         """
         clone = self.optimizers[slot]
         kept = [
-            (rests, kept, ops.convert_to_tensor(kept))
+            (rests, kept, ops.copy(kept))
             for rests, members in resting
             for v in members
             for kept in (v, *self._state_of(clone, v))
@@ -298,7 +365,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         count would make a first step several times too large.
         """
         self._iterations.assign(
-            ops.cast(optimizer.iterations, self._iterations.dtype)
+            ops.cast(innermost(optimizer)._iterations, self._iterations.dtype)
         )
         if not callable(innermost(self.template())._learning_rate):
             self.learning_rate = float(
@@ -394,6 +461,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
             "slots": self.slots,
             "names": self.names,
             "factors": self.factors,
+            "shared_scale": self.shared_scale,
             "fused": self.fused,
             "name": self.name,
         }
@@ -412,6 +480,16 @@ def innermost(optimizer):
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer
+
+
+def decays(optimizer):
+    """Whether an optimizer has decoupled weight decay."""
+    # Muon has a rate of its own for the variables that it leaves to Adam.
+    rates = (
+        optimizer.weight_decay,
+        getattr(optimizer, "adam_weight_decay", None),
+    )
+    return any(rate is not None for rate in rates)
 
 
 def is_adaptive(optimizer):

@@ -20,9 +20,9 @@ class MultiAdaptive(UpdateStrategy):
     adaptive optimizer.
 
     Args:
-        reduction: `"sum"` (as in the implementations read) or `"mean"`, which
-            keeps the step size independent of the number of tasks. Defaults to
-            `"sum"`.
+        reduction: `"sum"` (as in the implementations read) or `"mean"` of the
+            directions on the shared variables, which keeps their step size
+            independent of the number of tasks. Defaults to `"sum"`.
         task_learning_rates: Dict `{task: factor}`, the weight of a task's
             direction. Defaults to `None`.
 
@@ -54,7 +54,7 @@ class MultiAdaptive(UpdateStrategy):
 
     def bind(self, task_names):
         if self.reduction == "mean":
-            self.step_scale = 1.0 / len(task_names)
+            self.shared_scale = 1.0 / len(task_names)
         super().bind(task_names)
 
     def task_groups(self, task_names):

@@ -22,7 +22,7 @@ class UpdateStrategy:
             a new partition (`"never"`).
         shuffle: Whether the order of the groups is drawn for each batch
             (`False`).
-        step_scale: Factor on every group's update (`1.0`).
+        shared_scale: Factor on the updates of shared variables (`1.0`).
 
     Args:
         task_slots: Boolean. Whether every group keeps optimizer state of its
@@ -38,7 +38,7 @@ class UpdateStrategy:
     at_same_weights = False
     regroups = "never"
     shuffle = False
-    step_scale = 1.0
+    shared_scale = 1.0
     task_slots = True
     task_learning_rates = None
 
@@ -138,10 +138,7 @@ class UpdateStrategy:
                     f"in `task_learning_rates`. The tasks {list(group)} share "
                     f"a slot. Received: {factors}"
                 )
-        return tuple(
-            self.step_scale * float(given.get(group[0], 1.0))
-            for group in groups
-        )
+        return tuple(float(given.get(group[0], 1.0)) for group in groups)
 
     def get_config(self):
         """Constructor arguments, for saving and for comparing."""
@@ -193,7 +190,7 @@ def check_task_learning_rates(task_learning_rates):
     if task_learning_rates is None:
         return None
     if not isinstance(task_learning_rates, dict) or not all(
-        isinstance(factor, (int, float)) and factor > 0
+        isinstance(factor, (int, float)) and 0 < factor < float("inf")
         for factor in task_learning_rates.values()
     ):
         raise ValueError(

@@ -129,6 +129,7 @@ class Batch:
     def compute_metrics(self):
         """`model.compute_metrics` on what the sub-steps predicted."""
         flags = self.model._multi_task.flags
+        self._predict_other_outputs()
         for name in self.tasks.names:
             ran = self.ran[name]
             flags[id(self.predictions[name])] = (
@@ -145,6 +146,21 @@ class Batch:
             )
         finally:
             flags.clear()
+
+    def _predict_other_outputs(self):
+        """Outputs that are no task, for their metrics if they have targets."""
+        others = tuple(
+            name
+            for name in self.tasks.output_names
+            if name not in self.predictions
+        )
+        labelled = tuple(n for n in others if self.targets[n] is not None)
+        self.predictions.update(dict.fromkeys(others))
+        if labelled:
+            # Nothing of this pass stays but the predictions.
+            with keras.StatelessScope():
+                found = self.model._forward(labelled, self.x)
+            self.predictions.update(found)
 
     def count(self):
         """Counts per task the batches with labels and the skipped ones."""

@@ -11,30 +11,33 @@ import keras
 import tensorflow as tf
 
 
-def fuse(optimizer):
-    """Lets `optimizer.apply` use a fused kernel; returns whether it does.
+def fused_update(optimizer, unfused):
+    """A fused `update(gradients, variables, learning_rate)`.
 
-    Only the elementwise step is replaced, through the hook that Keras has for
+    Only the elementwise step is replaced, at the hook that Keras has for
     backends: clipping, accumulation, constraints and counters stay Keras's.
+
+    Args:
+        optimizer: The optimizer whose state is to be used.
+        unfused: Its update as it is, returned for optimizers without a kernel
+            and used for sparse gradients.
     """
     kind = type(optimizer)
     if kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
         if optimizer.amsgrad:
-            return False
+            return unfused
         step = _adam_step
     elif kind is keras.optimizers.SGD:
         step = _sgd_step
     else:
-        return False
-    unfused = optimizer._backend_update_step
+        return unfused
 
     def update(gradients, variables, learning_rate):
         if any(isinstance(g, tf.IndexedSlices) for g in gradients):
             return unfused(gradients, variables, learning_rate)
         return step(optimizer, gradients, variables, learning_rate)
 
-    optimizer._backend_update_step = update
-    return True
+    return update
 
 
 def _adam_step(optimizer, gradients, variables, learning_rate):

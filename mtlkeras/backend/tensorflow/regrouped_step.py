@@ -132,9 +132,7 @@ class RegroupedStep(GroupStep):
                     self.slot,
                     [g for g, _ in pairs],
                     [v for _, v in pairs],
-                    first_update=lambda v: first_of(
-                        plan.variable_groups[id(v)], self.index, ran_before
-                    ),
+                    first_update=self.first_update(),
                 )
             scope.commit(lambda groups: self._commits(groups, ran_before))
 

@@ -146,9 +146,7 @@ class SelectedStep:
                 self.plan.group_slots[k],
                 [g for g, _ in pairs],
                 [v for _, v in pairs],
-                first_update=lambda v: self._is_first(
-                    self.plan.variable_groups[id(v)], k, results["ran"]
-                ),
+                first_update=self.steps[k].first_update(),
                 resting=self.steps[k].resting(),
             )
 

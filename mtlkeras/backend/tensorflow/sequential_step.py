@@ -122,11 +122,7 @@ class GroupStep:
                     self.slot,
                     [g for g, _ in pairs],
                     [v for _, v in pairs],
-                    first_update=lambda v: first_of(
-                        self.plan.variable_groups[id(v)],
-                        self.index,
-                        ran_before,
-                    ),
+                    first_update=self.first_update(),
                     resting=self.resting(),
                 )
             self.scope.commit(
@@ -135,6 +131,21 @@ class GroupStep:
 
         tf.cond(live, commit, lambda: None)
         return live
+
+    def first_update(self):
+        """Whether an update of a variable is its first in the batch."""
+        due = {}
+
+        def is_first(variable):
+            groups = self.plan.variable_groups[id(variable)]
+            if len(groups) == 1:
+                return True
+            if groups not in due:
+                optimizer = self.model.optimizer
+                due[groups] = optimizer.decay_is_due(variable)
+            return due[groups]
+
+        return is_first
 
     def note(self, losses, finite):
         """Which of the group's tasks were finite, and which ran."""

@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.aggregated_step import aggregated_step
 from mtlkeras.backend.tensorflow.batch import Batch
-from mtlkeras.backend.tensorflow.fused import fuse
+from mtlkeras.backend.tensorflow.fused import fused_update
 from mtlkeras.backend.tensorflow.joint_step import joint_step
 from mtlkeras.backend.tensorflow.regrouped_step import regrouped_step
 from mtlkeras.backend.tensorflow.selected_step import selected_step
@@ -67,10 +67,8 @@ class TensorFlowMultiTaskTrainer:
 
     def _fuse_updates(self, optimizer):
         """Fused updates for containers of several clones, on one device."""
-        if tf.distribute.has_strategy():
-            return
-        for clone in optimizer.optimizers:
-            fuse(getattr(clone, "inner_optimizer", clone))
+        if not tf.distribute.has_strategy():
+            optimizer.replace_update_steps(fused_update)
 
     def _find_connections(self, tasks, inputs):
         """Which trainable variables the gradient of each output reaches.
