@@ -61,6 +61,7 @@ def raise_if_skipped(model):
         return
     skipped = list(model._multi_task.counters.skipped_tasks())
     if skipped:
+        model._multi_task.counters.reset()
         raise FloatingPointError(
             f"The loss or a gradient of the tasks {skipped} is not finite. "
             "Their update was left out, so the weights are still good. Compile "

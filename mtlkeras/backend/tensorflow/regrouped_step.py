@@ -15,7 +15,9 @@ def regrouped_step(batch):
 
     A group's sub-step computes every head and lets only its members count; the
     shared variables are updated with the slots of the group's position, each
-    head with slots of its own.
+    head with slots of its own. A head whose own derivative is NaN even for a
+    gradient of 0 spoils every group's backward pass, not only its own group's;
+    those groups are skipped then.
     """
     model = batch.model
     plan, optimizer = model._multi_task.plan, model.optimizer
@@ -166,9 +168,15 @@ class RegroupedStep(GroupStep):
 
     def _note_members(self, losses, predictions, finite, live):
         batch, first = self.batch, self.index == 0
+        each = {
+            name: tf.math.is_finite(losses[name]) | ~self.member[name]
+            for name in self.names
+        }
+        # Not finite behind finite losses: any of the members may be it.
+        unclear = ~finite & tf.reduce_all(tf.stack(list(each.values())))
         for name in self.names:
             member = self.member[name]
-            is_finite = tf.logical_or(finite, ~member)
+            is_finite = each[name] & ~(unclear & member)
             ran = tf.logical_and(member, both(batch.labelled[name], live))
             if first:
                 batch.losses[name] = losses[name]

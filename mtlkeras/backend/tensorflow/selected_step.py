@@ -298,7 +298,9 @@ class SelectedStep:
         by_id = dict(
             zip(map(id, variables), taken[len(boundary) :], strict=True)
         )
-        finite = tf.math.is_finite(loss)
+        # As good as the whole check: past the boundary nothing but the trunk's
+        # own derivatives can still go wrong.
+        finite = all_finite([loss, *(g for g in taken if g is not None)])
         scope.commit(lambda groups: both(batch.any_labelled(names), finite))
         return {
             "loss": loss,
