@@ -69,9 +69,7 @@ def regression_data(tasks=TASKS, rows=48, features=6, seed=0, dtype="float32"):
     x = rng.normal(size=(rows, features)).astype(dtype)
     weights = rng.normal(size=(features, len(tasks)))
     targets = np.tanh(x @ weights) + 0.1 * rng.normal(size=(rows, len(tasks)))
-    y = {
-        task: targets[:, [i]].astype(dtype) for i, task in enumerate(tasks)
-    }
+    y = {task: targets[:, [i]].astype(dtype) for i, task in enumerate(tasks)}
     return x, y
 
 

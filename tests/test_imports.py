@@ -36,8 +36,8 @@ EXCEPTIONS = {
     ("mtlkeras/models/multi_task_model.py", "callbacks"): (
         "`fit` adds the callback that reports tasks"
     ),
-    ("mtlkeras/metrics/task_metric.py", "losses"): (
-        "metrics and losses agree on which entries are labelled"
+    ("mtlkeras/backend/tensorflow/labels.py", "losses"): (
+        "batch and losses agree on which entries are labelled"
     ),
 }
 

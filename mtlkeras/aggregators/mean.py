@@ -20,6 +20,7 @@ class Mean(GramianAggregator):
         preference: Sequence of non-negative floats, one per task, with a
             positive sum; it is used as given. Defaults to `None`, `1 / T` for
             each of `T` tasks.
+        name: String. Defaults to `None` (the class's name).
 
     Raises:
         ValueError: If the preference is negative, all zero or of another

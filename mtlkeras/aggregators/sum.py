@@ -16,6 +16,9 @@ class Sum(GramianAggregator):
     price of a backward pass per task, except that a task whose gradient is not
     finite is left out instead of the whole update.
 
+    Args:
+        name: String. Defaults to `None` (the class's name).
+
     Example:
 
     >>> jacobian = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])

@@ -26,6 +26,11 @@ class MultiAdaptive(UpdateStrategy):
         task_learning_rates: Dict `{task: factor}`, the weight of a task's
             direction. Defaults to `None`.
 
+    Example:
+
+    >>> MultiAdaptive(reduction="mean").task_groups(("left", "right"))
+    (('left',), ('right',))
+
     References:
         - [Hervella et al., 2024: Multi-Adaptive Optimization for multi-task
           learning with deep neural networks](

@@ -135,11 +135,24 @@ class RegroupedStep(GroupStep):
                     [g for g, _ in pairs],
                     [v for _, v in pairs],
                     first_update=self.first_update(),
+                    resting=self.resting_shared(),
                 )
-            scope.commit(lambda groups: self._commits(groups, ran_before))
+            scope.commit(lambda names, _: self._commits(names, ran_before))
 
         tf.cond(live, commit, lambda: None)
         return live
+
+    def resting_shared(self):
+        """As `resting`, for the variables that this sub-step updates."""
+        shared = {id(v) for v in self.plan.structure.shared_variables()}
+        return [
+            (rests, [v for v in variables if id(v) in shared])
+            for rests, variables in self.resting()
+        ]
+
+    def labelled_in_group(self, names):
+        flags = [both(self.member[n], self.batch.labelled[n]) for n in names]
+        return tf.reduce_any(tf.stack(flags))
 
     def _loss(self, name, prediction):
         # A foreign task's bad label must not reach this group's gradient, not
@@ -213,6 +226,7 @@ class RegroupedStep(GroupStep):
     def _commits(self, names, ran_before):
         """Whether state of a layer that these tasks use is to be written."""
         if len(names) == 1:
-            return self.member[names[0]]
+            labelled = self.batch.labelled[names[0]]
+            return both(self.member[names[0]], labelled)
         every = tuple(range(len(self.plan.groups)))
         return first_of(every, self.index, ran_before)

@@ -161,7 +161,7 @@ class SelectedStep:
             tf.cond(
                 live,
                 lambda: scope.commit(
-                    lambda groups: self._is_first(
+                    lambda groups, _: self._is_first(
                         groups, chosen, results["ran"]
                     )
                 ),
@@ -301,7 +301,9 @@ class SelectedStep:
         # As good as the whole check: past the boundary nothing but the trunk's
         # own derivatives can still go wrong.
         finite = all_finite([loss, *(g for g in taken if g is not None)])
-        scope.commit(lambda groups: both(batch.any_labelled(names), finite))
+        scope.commit(
+            lambda groups, tasks: both(batch.any_labelled(names), finite)
+        )
         return {
             "loss": loss,
             "losses": tf.stack(

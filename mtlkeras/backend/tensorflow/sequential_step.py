@@ -47,7 +47,7 @@ class GroupStep:
             for layer, groups in self.plan.layer_groups
             if self.index in groups
         ]
-        self.scope = ForwardScope(layers)
+        self.scope = ForwardScope(layers, self.plan.layer_users)
         with self.scope:
             predictions = self.model._forward(self.names, batch.x)
             losses = {
@@ -126,11 +126,21 @@ class GroupStep:
                     resting=self.resting(),
                 )
             self.scope.commit(
-                lambda groups: first_of(groups, self.index, ran_before)
+                lambda groups, tasks: self.writes(groups, tasks, ran_before)
             )
 
         tf.cond(live, commit, lambda: None)
         return live
+
+    def writes(self, groups, tasks, ran_before):
+        """Whether the state of a layer with these users is to be written."""
+        if self.index not in groups:
+            return False
+        own = [name for name in self.names if name in tasks]
+        return both(
+            self.batch.any_labelled(own),
+            first_of(groups, self.index, ran_before),
+        )
 
     def first_update(self):
         """Whether an update of a variable is its first in the batch."""
@@ -164,12 +174,23 @@ class GroupStep:
             batch.ran[name] = both(batch.labelled[name], finite)
 
     def resting(self):
-        """Heads of unlabelled tasks in a group that has labelled ones."""
-        if len(self.names) == 1:
-            return ()
-        return [
-            (negated(self.batch.labelled[name]), variables)
-            for name in self.names
-            if self.batch.labelled[name] is not True
-            and (variables := self.plan.structure.task_variables(name))
-        ]
+        """Variables none of whose tasks is labelled in a group that runs.
+
+        Returns:
+            List of `(rests, variables)` for `PerTaskOptimizer.apply_slot`.
+        """
+        by_users = {}
+        for i, variable in enumerate(self.plan.structure.variables):
+            users = self.plan.structure.users(i)
+            users = tuple(name for name in self.names if name in users)
+            if users and users != self.names:
+                by_users.setdefault(users, []).append(variable)
+        found = []
+        for users, variables in by_users.items():
+            labelled = self.labelled_in_group(users)
+            if labelled is not True:
+                found.append((negated(labelled), variables))
+        return found
+
+    def labelled_in_group(self, names):
+        return self.batch.any_labelled(names)

@@ -11,7 +11,7 @@ def simultaneous_step(batch):
     steps = [GroupStep(batch, k) for k in range(len(plan.groups))]
     with tf.GradientTape(persistent=True) as tape:
         names = tuple(name for group in plan.groups for name in group)
-        scope = ForwardScope(plan.layer_groups)
+        scope = ForwardScope(plan.layer_groups, plan.layer_users)
         with scope:
             predictions = model._forward(names, batch.x)
             losses = {

@@ -33,8 +33,9 @@ class ForwardScope:
     once, so that every sub-step draws fresh dropout masks.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers, users=None):
         self.layers = layers
+        users = users or {}
         self.variables = list(
             {
                 id(v): v
@@ -45,6 +46,11 @@ class ForwardScope:
         self.groups = {
             id(v): groups
             for layer, groups in reversed(layers)
+            for v in layer.non_trainable_variables
+        }
+        self.users = {
+            id(v): users.get(id(layer), ())
+            for layer, _ in reversed(layers)
             for v in layer.non_trainable_variables
         }
         self._scope = keras.StatelessScope(collect_losses=True)
@@ -73,14 +79,16 @@ class ForwardScope:
         """Writes the held-back state.
 
         Args:
-            is_first: Function from a tuple of groups to whether this sub-step
-                is the first of them to run (`True`, `False` or a tensor).
+            is_first: Function from the tuple of groups and of tasks that use
+                a layer to whether this sub-step is the first of them to run
+                (`True`, `False` or a tensor).
         """
         for variable in self.variables:
             value = self._scope.get_current_value(variable)
             if value is None or is_seed(variable):
                 continue
-            first = is_first(self.groups[id(variable)])
+            key = id(variable)
+            first = is_first(self.groups[key], self.users[key])
             if first is True:
                 variable.assign(value)
             elif first is not False:

@@ -1,0 +1,343 @@
+"""Once per batch: regularizers, decay, statistics; once per pass: seeds."""
+
+import functools
+
+import keras
+import nets
+import numpy as np
+import pytest
+from cases import STRATEGIES, SUB_STEPPED
+from keras import ops
+
+import mtlkeras
+from mtlkeras import strategies
+
+TASKS = nets.TASKS
+every_strategy = pytest.mark.parametrize("case", STRATEGIES, ids=repr)
+every_sub_stepped = pytest.mark.parametrize("case", SUB_STEPPED, ids=repr)
+
+
+def nothing(y_true, y_pred):
+    """A loss with gradient 0."""
+    return 0.0 * ops.mean(y_pred, axis=-1)
+
+
+def compiled(model, optimizer, strategy="joint", loss="mse"):
+    options = {"run_eagerly": True, "loss": nets.losses(loss=loss)}
+    if isinstance(model, mtlkeras.MultiTaskModel):
+        options["strategy"] = strategy
+    model.compile(optimizer, **options)
+    return model
+
+
+def batch_of(step=0, unlabelled=()):
+    x, y = nets.regression_data(rows=24)
+    rows = slice(8 * step, 8 * step + 8)
+    y = {name: target[rows].copy() for name, target in y.items()}
+    for name in unlabelled:
+        y[name][:] = np.nan
+    return x[rows], y
+
+
+def visited(case, step=0):
+    """Names in the order in which the batch trains them."""
+    return [name for _, group in case.visits(TASKS, step) for name in group]
+
+
+def by_name(model):
+    return {v.path: v.numpy() for v in model.variables}
+
+
+# -- regularizers and add_loss ----------------------------------------------
+
+
+class Adds(keras.layers.Layer):
+    """Adds 0.5 times the sum of its weights to the loss: a constant pull."""
+
+    def build(self, input_shape):
+        self.pulled = self.add_weight(
+            shape=(3,), initializer="ones", name="pulled"
+        )
+
+    def call(self, inputs):
+        self.add_loss(0.5 * ops.sum(self.pulled))
+        return inputs + 0.0 * ops.sum(self.pulled)
+
+
+def regularized(cls=mtlkeras.MultiTaskModel):
+    """Constant pulls: L1, where the sign stays, and `Adds`."""
+    keras.utils.set_random_seed(0)
+    l1 = keras.regularizers.L1(0.01)
+
+    def dense(units, name):
+        return keras.layers.Dense(
+            units,
+            # Away from 0 by more than the steps of the test.
+            kernel_initializer=keras.initializers.RandomUniform(0.5, 1.0),
+            kernel_regularizer=l1,
+            name=name,
+        )
+
+    inputs = keras.Input((6,))
+    x = dense(8, "trunk")(inputs)
+    x = Adds(name="adds_trunk")(x)
+    return cls(
+        inputs,
+        {
+            name: dense(1, f"head_{name}")(Adds(name=f"adds_{name}")(x))
+            for name in TASKS
+        },
+    )
+
+
+@pytest.mark.parametrize("first_is_unlabelled", [False, True])
+@every_strategy
+def test_regularizers_and_added_losses_count_once(case, first_is_unlabelled):
+    """With zero task gradients, the decay is that of one stock step."""
+    order = visited(case)
+    unlabelled = order[:1] if first_is_unlabelled else []
+    if first_is_unlabelled and len(order) == 1:
+        pytest.skip("nothing runs")
+    model = compiled(
+        regularized(), keras.optimizers.SGD(0.1), case.strategy(), nothing
+    )
+    stock = compiled(
+        regularized(keras.Model), keras.optimizers.SGD(0.1), loss=nothing
+    )
+    initial = by_name(stock)
+    logs = model.train_on_batch(*batch_of(0, unlabelled), return_dict=True)
+    expected_logs = stock.train_on_batch(*batch_of(), return_dict=True)
+    expected = by_name(stock)
+    ran = set(order) - set(unlabelled)
+    for path, value in by_name(model).items():
+        owner = path.split("/")[0].rpartition("_")[2]
+        rests = owner in TASKS and owner not in ran and case.id != "joint"
+        wanted = initial[path] if rests else expected[path]
+        np.testing.assert_allclose(value, wanted, rtol=1e-6, err_msg=path)
+    if ran == set(TASKS):
+        # Up to the little that the sub-steps before have decayed.
+        np.testing.assert_allclose(
+            logs["loss"], expected_logs["loss"], rtol=0.05
+        )
+
+
+@every_strategy
+def test_activity_regularizers_count_once(case):
+    """Its gradient is linear in the pulled weight's inputs, all constant."""
+
+    def network(cls=mtlkeras.MultiTaskModel):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(
+            4,
+            kernel_initializer="ones",
+            activity_regularizer=keras.regularizers.L1(0.01),
+            name="trunk",
+        )(inputs)
+        heads = {
+            name: keras.layers.Dense(1, name=f"head_{name}")(x)
+            for name in TASKS
+        }
+        return cls(inputs, heads)
+
+    model = compiled(
+        network(), keras.optimizers.SGD(0.01), case.strategy(), nothing
+    )
+    stock = compiled(
+        network(keras.Model), keras.optimizers.SGD(0.01), loss=nothing
+    )
+    x, y = batch_of()
+    for each in (model, stock):
+        each.train_on_batch(np.abs(x), y)
+    np.testing.assert_allclose(
+        model.get_layer("trunk").kernel.numpy(),
+        stock.get_layer("trunk").kernel.numpy(),
+        rtol=1e-6,
+    )
+    assert np.abs(stock.get_layer("trunk").kernel.numpy() - 1).max() > 1e-6
+
+
+# -- weight decay -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_is_unlabelled", [False, True])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@every_strategy
+def test_weights_decay_once_per_batch(case, kind, first_is_unlabelled):
+    """With zero gradients: by one decay, whatever the number of sub-steps."""
+    rate, decay = 0.1, 0.2
+    order = visited(case)
+    unlabelled = order[:1] if first_is_unlabelled else []
+    if first_is_unlabelled and len(order) == 1:
+        pytest.skip("nothing runs")
+    ran = set(order) - set(unlabelled)
+    optimizer = getattr(keras.optimizers, kind)(rate, weight_decay=decay)
+    model = compiled(nets.mlp(), optimizer, case.strategy(), nothing)
+    before = by_name(model)
+    model.train_on_batch(*batch_of(0, unlabelled))
+    for path, value in by_name(model).items():
+        layer = path.split("/")[0]
+        owner = layer.removeprefix("head_")
+        rests = owner in TASKS and owner not in ran and case.id != "joint"
+        factor = 1.0 if rests else 1.0 - rate * decay
+        np.testing.assert_allclose(
+            value, before[path] * factor, rtol=1e-6, err_msg=path
+        )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [strategies.Alternating, strategies.RoundRobin, strategies.MultiAdaptive],
+)
+def test_factors_of_tasks_do_not_scale_the_decay(strategy):
+    rate, decay = 0.1, 0.2
+    model = compiled(
+        nets.mlp(),
+        keras.optimizers.AdamW(rate, weight_decay=decay),
+        strategy(task_learning_rates={"left": 0.25}),
+        nothing,
+    )
+    before = by_name(model)
+    model.train_on_batch(*batch_of())
+    path = model.get_layer("trunk_1").kernel.path
+    np.testing.assert_allclose(
+        by_name(model)[path], before[path] * (1 - rate * decay), rtol=1e-6
+    )
+
+
+# -- statistics and seeds ---------------------------------------------------
+
+
+def normalized(cls=mtlkeras.MultiTaskModel):
+    """BatchNormalization in the trunk and in every head."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(5, activation="tanh", name="trunk")(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.5, name="norm_trunk")(x)
+    outputs = {}
+    for name in TASKS:
+        y = keras.layers.BatchNormalization(momentum=0.5, name=f"norm_{name}")(
+            x
+        )
+        outputs[name] = keras.layers.Dense(1, name=f"head_{name}")(y)
+    return cls(inputs, outputs)
+
+
+def statistics(model, name):
+    return nets.values(model.get_layer(f"norm_{name}").non_trainable_weights)
+
+
+@pytest.mark.parametrize("trouble", [None, "nan", "inf"])
+@every_strategy
+def test_statistics_of_the_trunk_are_those_of_the_first_sub_step(case, trouble):
+    """Also if the first task has no labels, or a loss that is not finite."""
+    order = visited(case)
+    first_group = case.visits(TASKS, 0)[0][1]
+    if trouble and (case.id == "joint" or len(order) == len(first_group)):
+        pytest.skip("nothing runs, or all of it")
+    model = compiled(normalized(), keras.optimizers.SGD(0.5), case.strategy())
+    stock = compiled(normalized(keras.Model), keras.optimizers.SGD(0.5))
+    x, y = batch_of()
+    stock.train_on_batch(x, y)
+    if trouble:
+        y = {name: target.copy() for name, target in y.items()}
+        for name in first_group:
+            y[name][:] = float(trouble)
+    model.train_on_batch(x, y)
+    for a, b in zip(
+        statistics(model, "trunk"), statistics(stock, "trunk"), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@functools.cache
+def stock_statistics(name):
+    """After one batch at learning rate 0."""
+    model = compiled(normalized(keras.Model), keras.optimizers.SGD(0.0))
+    model.train_on_batch(*batch_of())
+    return statistics(model, name)
+
+
+@pytest.mark.parametrize("trouble", ["nan", "inf"])
+@every_sub_stepped
+def test_statistics_of_a_head_follow_its_own_sub_step(case, trouble):
+    """At learning rate 0 they are Keras's, or untouched; in turn each task."""
+    for bad in TASKS:
+        group = next(
+            (group for _, group in case.visits(TASKS, 0) if bad in group), ()
+        )
+        # A loss that is not finite takes its group with it.
+        resting = {bad, *(group if trouble == "inf" else ())}
+        ran = set(visited(case)) - resting
+        model = compiled(
+            normalized(), keras.optimizers.SGD(0.0), case.strategy()
+        )
+        initial = {name: statistics(model, name) for name in TASKS}
+        x, y = batch_of()
+        y[bad][:] = float(trouble)
+        model.train_on_batch(x, y)
+        for name in TASKS:
+            expected = stock_statistics(name) if name in ran else initial[name]
+            for a, b in zip(statistics(model, name), expected, strict=True):
+                np.testing.assert_allclose(
+                    a, b, rtol=1e-5, atol=1e-7, err_msg=f"{name}, bad: {bad}"
+                )
+
+
+def test_a_head_is_normalized_once_at_the_weights_of_its_sub_step():
+    """The second task's statistics come after the first task's update."""
+    optimizer = keras.optimizers.SGD(0.5)
+    model = compiled(normalized(), optimizer, "alternating")
+    x, y = batch_of()
+    model.train_on_batch(x, y)
+    # By hand: a stock step on the first task alone, then look at the second.
+    stock = normalized(keras.Model)
+    first = keras.Model(stock.input, {"left": stock.output["left"]})
+    first.compile(keras.optimizers.SGD(0.5), loss="mse", run_eagerly=True)
+    first.train_on_batch(x, {"left": y["left"]})
+    stock(x, training=True)
+    for a, b in zip(
+        statistics(model, "middle"), statistics(stock, "middle"), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+class Recorder(keras.layers.Layer):
+    """Keeps what passes in eager mode."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = []
+
+    def call(self, inputs):
+        if hasattr(inputs, "numpy"):
+            self.seen.append(inputs.numpy() == 0)
+        return inputs
+
+
+@every_strategy
+def test_every_pass_draws_its_own_dropout_mask(case):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    recorder = Recorder()
+    x = recorder(dropout(keras.layers.Dense(16)(inputs)))
+    model = mtlkeras.MultiTaskModel(
+        inputs,
+        {name: keras.layers.Dense(1, name=name)(x) for name in TASKS},
+    )
+    compiled(model, keras.optimizers.SGD(0.0), case.strategy())
+    seed = dropout.seed_generator.state
+    groups = case.visits(TASKS, 0)
+    passes = 1 if case.strategy().at_same_weights else len(groups)
+    recorder.seen.clear()
+    before = seed.numpy()
+    model.train_on_batch(*batch_of())
+    between = seed.numpy()
+    model.train_on_batch(*batch_of())
+    masks = [mask.tobytes() for mask in recorder.seen]
+    assert len(masks) == 2 * passes
+    assert len(set(masks)) == 2 * passes
+    # As many draws as passes, in the first batch and in the second.
+    np.testing.assert_array_equal(between - before, [0, passes])
+    np.testing.assert_array_equal(seed.numpy() - between, [0, passes])
