@@ -23,11 +23,13 @@ class TaskMetric(keras.metrics.Metric):
         super().__init__(name=name)
         self._identifier = metric
         self.metric = resolved
+        self._take_direction()
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         if self.metric is None:
             # Which accuracy is meant depends on the shapes.
             self.metric = metric_for_shapes(self._identifier, y_true, y_pred)
+            self._take_direction()
         nothing = (y_true, None, None)
         y_true, entries, ran = self._flags[0].get(id(y_pred), nothing)
         if entries is not None:
@@ -41,6 +43,11 @@ class TaskMetric(keras.metrics.Metric):
             new = scope.get_current_value(variable)
             if new is not None:
                 variable.assign(ops.where(ran, new, variable))
+
+    def _take_direction(self):
+        # Keras's callbacks ask for it to tell better from worse.
+        if hasattr(self.metric, "_direction"):
+            self._direction = self.metric._direction
 
     def _update(self, y_true, y_pred, sample_weight):
         if sample_weight is None:

@@ -33,3 +33,24 @@ def input_spec_of(x):
     ):
         return x
     return None
+
+
+def input_spec_of_built(model):
+    """Input KerasTensors of a built model, from what Keras saved of them.
+
+    Returns:
+        `None` where the shapes were not recorded.
+    """
+    config = model.get_build_config() or {}
+    shape = config.get("input_shape")
+    if shape is None:
+        return None
+    if isinstance(shape, dict):
+        return {key: _as_tensor(value) for key, value in shape.items()}
+    if shape and isinstance(shape[0], (list, tuple)):
+        return [_as_tensor(value) for value in shape]
+    return _as_tensor(shape)
+
+
+def _as_tensor(shape):
+    return keras.KerasTensor(tuple(shape), keras.backend.floatx())

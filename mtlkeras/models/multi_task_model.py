@@ -6,7 +6,11 @@ from mtlkeras.backend.tensorflow import MultiTaskTrainer
 from mtlkeras.callbacks.task_reporter import TaskReporter, raise_if_skipped
 from mtlkeras.metrics.task_metric import TaskMetric
 from mtlkeras.models.batch_counters import BatchCounters
-from mtlkeras.models.data_spec import input_spec_of, is_empty
+from mtlkeras.models.data_spec import (
+    input_spec_of,
+    input_spec_of_built,
+    is_empty,
+)
 from mtlkeras.models.multi_task_state import MultiTaskState
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
@@ -210,17 +214,23 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         update.check_accumulation(state.user_optimizer)
         if is_functional(self):
             self._bind_outputs(state, self.output, update)
-        super().compile(
-            optimizer=state.user_optimizer,
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=_task_metrics(metrics, state.flags),
-            weighted_metrics=_task_metrics(weighted_metrics, state.flags),
-            run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
-            jit_compile=jit_compile,
-            auto_scale_loss=False,
-        )
+        before = dict(vars(self))
+        try:
+            super().compile(
+                optimizer=state.user_optimizer,
+                loss=loss,
+                loss_weights=loss_weights,
+                metrics=_task_metrics(metrics, state.flags),
+                weighted_metrics=_task_metrics(weighted_metrics, state.flags),
+                run_eagerly=run_eagerly,
+                steps_per_execution=steps_per_execution,
+                jit_compile=jit_compile,
+                auto_scale_loss=False,
+            )
+        except Exception:
+            # Keras replaces the optimizer before it looks at the metrics.
+            vars(self).update(before)
+            raise
         # From here on nothing can be refused.
         self._multi_task = state
         self._set_untracked("_compile_loss", state.tasks)
@@ -341,6 +351,11 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
+        if self._multi_task.structure is None and self.built:
+            # A subclassed model: its optimizer needs to be built for loading.
+            specs = input_spec_of_built(self)
+            if specs is not None:
+                self._bind_to(specs)
 
     # -- what is in force -----------------------------------------------------
 

@@ -40,6 +40,7 @@ def network(tasks=TASKS):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     x = keras.layers.Dense(8, activation="tanh", name="trunk")(inputs)
+    x = Breakable(name="breakable_trunk")(x)
     x = keras.layers.BatchNormalization(name="trunk_norm")(x)
     x = keras.layers.Dropout(0.2, seed=3)(x)
     outputs = {}
@@ -124,6 +125,23 @@ def test_a_bad_task_is_as_one_without_labels(case):
         nets.assert_same_bits(state(model), state(expected))
         for key, value in expected_logs.items():
             np.testing.assert_array_equal(logs[key], value, key)
+
+
+@pytest.mark.parametrize("case", SUB_STEPPED, ids=repr)
+def test_a_bad_trunk_leaves_everything_as_it_was(case):
+    """Its own derivative fails, behind losses and heads that are finite."""
+    model = compiled(case.strategy())
+    model.train_on_batch(*batch_of(0))
+    seeds = {id(v) for v in model.variables if "seed" in v.name}
+    kept = [
+        v
+        for v in model.variables + model.optimizer.variables
+        if id(v) not in seeds | {id(model.optimizer.iterations)}
+    ]
+    model.get_layer("breakable_trunk").broken.assign(1.0)
+    before = nets.values(kept)
+    model.train_on_batch(*batch_of(1))
+    nets.assert_same_bits(nets.values(kept), before)
 
 
 @pytest.mark.parametrize("kind", ["inf_target", "nan_gradient"])

@@ -6,7 +6,7 @@ import keras
 import nets
 import numpy as np
 import pytest
-from cases import STRATEGIES, SUB_STEPPED
+from cases import STRATEGIES, SUB_STEPPED, Case
 from keras import ops
 
 import mtlkeras
@@ -300,6 +300,75 @@ def test_a_head_is_normalized_once_at_the_weights_of_its_sub_step():
         statistics(model, "middle"), statistics(stock, "middle"), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def together(first, second):
+    """A seed for which two groups hold these tasks and the third one."""
+    for seed in range(100):
+        case = Case(strategies.RandomGroups(2, "step", seed=seed), "random")
+        groups = [set(group) for _, group in case.visits(TASKS, 0)]
+        if groups[0] == {first, second}:
+            return case.given
+    raise AssertionError("no such seed")
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        strategies.Grouped([["left", "right"], ["middle"]]),
+        together("left", "right"),
+    ],
+    ids=["grouped", "random_groups_step"],
+)
+@pytest.mark.parametrize("kind", ["decay", "regularizer", "statistics"])
+def test_a_branch_follows_the_first_group_with_labels_for_it(strategy, kind):
+    """`left` and `middle` share a branch; `left`, in the group that comes
+    first and runs for `right`, has no labels. So `middle` makes the branch's
+    one decay, its whole regularization and its statistics.
+    """
+
+    def network(cls=mtlkeras.MultiTaskModel):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        trunk = keras.layers.Dense(5, name="trunk")(inputs)
+        regularizer = keras.regularizers.L1(0.01)
+        branch = keras.layers.Dense(
+            4,
+            kernel_initializer=keras.initializers.RandomUniform(0.5, 1.0),
+            kernel_regularizer=regularizer if kind == "regularizer" else None,
+            name="branch",
+        )(trunk)
+        branch = keras.layers.BatchNormalization(name="norm_branch")(branch)
+        return cls(
+            inputs,
+            {
+                "left": keras.layers.Dense(1, name="head_left")(branch),
+                "middle": keras.layers.Dense(1, name="head_middle")(branch),
+                "right": keras.layers.Dense(1, name="head_right")(trunk),
+            },
+        )
+
+    def optimizer():
+        if kind == "statistics":
+            return keras.optimizers.SGD(0.0)
+        decay = 0.2 if kind == "decay" else None
+        return keras.optimizers.SGD(0.1, weight_decay=decay)
+
+    loss = "mse" if kind == "statistics" else nothing
+    model = compiled(network(), optimizer(), strategy, loss)
+    stock = compiled(network(keras.Model), optimizer(), loss=loss)
+    model.train_on_batch(*batch_of(0, ["left"]))
+    stock.train_on_batch(*batch_of())
+    initial = network(keras.Model)
+    for name in ("branch", "norm_branch"):
+        found, expected, before = (
+            nets.values(each.get_layer(name).weights)
+            for each in (model, stock, initial)
+        )
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)
+        if name == ("norm_branch" if kind == "statistics" else "branch"):
+            assert not all(map(np.array_equal, expected, before))
 
 
 class Recorder(keras.layers.Layer):

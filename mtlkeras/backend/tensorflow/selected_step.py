@@ -75,6 +75,8 @@ class SelectedStep:
             for head in (self.cut[1] if self.cut else ())
             for v in head.variables
         }
+        trunk = self.cut[0] if self.cut else self.model
+        self.in_trunk = {id(v) for v in trunk.variables}
         self.direct = [v for v in self.shared if id(v) in in_heads]
         shapes = self.plan.structure.output_shapes(self.model, batch.x)
         rows = batch.size()
@@ -190,7 +192,8 @@ class SelectedStep:
     def _gradients(self, tape, boundary, extra, out):
         """Gradients by variable id: through the boundary plus the head's."""
         own = [v for variables in self.own for v in variables]
-        sources = self.shared + (own if self.cut is None else [])
+        # Nested models may hold a task's own variables in the trunk.
+        sources = self.shared + [v for v in own if id(v) in self.in_trunk]
         scale = tf.cast(out["scale"], extra.dtype)
         through = tape.gradient(
             [*boundary, extra],
