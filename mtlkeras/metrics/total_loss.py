@@ -78,8 +78,8 @@ class TotalLoss(keras.metrics.Metric):
         ran = ops.cast(ops.greater(entries, 0), self.dtype)
         self.batch_totals.assign_add(losses * weight * ran)
         self.batch_counts.assign_add(weight * ran)
-        self.partial.assign(
-            ops.maximum(self.partial, ops.cast(partial, self.dtype))
+        self.partial.assign_add(
+            ops.ones_like(ran) * ops.cast(partial, self.dtype)
         )
 
     def task_means(self):

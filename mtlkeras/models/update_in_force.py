@@ -152,6 +152,7 @@ class UpdateInForce:
             )
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
+        model._select_updates(optimizer)
         if optimizer.fused and len(optimizer.slots) > 1:
             model._fuse_updates(optimizer)
 

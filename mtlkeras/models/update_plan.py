@@ -16,7 +16,6 @@ class UpdatePlan:
             groups are drawn anew; else empty.
         layer_groups: List of `(layer, tuple of group indices)`: the groups
             whose forward pass uses the layer.
-        layer_users: Dict from `id(layer)` to the tuple of tasks that use it.
         variable_groups: Dict from `id(variable)` to the tuple of indices of
             the groups whose loss reaches it.
     """
@@ -39,8 +38,8 @@ class UpdatePlan:
             (layer, self._groups_with(lambda name, tasks=tasks: name in tasks))
             for layer, tasks in structure.layer_tasks
         ]
-        self.layer_users = {
-            id(layer): tasks for layer, tasks in structure.layer_tasks
+        self.variable_tasks = {
+            id(v): structure.users(i) for i, v in enumerate(structure.variables)
         }
         self.variable_groups = {
             id(v): self._groups_with(

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from mtlkeras.optimizers.slot_learning_rate import SlotLearningRate
+from mtlkeras.optimizers.variable_state import at_rest
 
 
 @keras.saving.register_keras_serializable("mtlkeras")
@@ -94,11 +95,13 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         # lists; in here they are not saved a second time.
         self._untracked = types.SimpleNamespace(
             template=optimizer,
-            state={},  # (clone, variable) -> the clone's state of it
-            rates={},  # clone -> its rate as the user sees it
+            rates={},  # clone -> its rate as the user sees it, and depth
             steps={},  # clone -> its elementwise update
             last_decay=None,
             first_update=None,
+            update_if=lambda condition, update, variables: ops.cond(
+                condition, update, lambda: None
+            ),
         )
         self.optimizers = []
         self.slots = self.names = self.factors = None
@@ -173,7 +176,6 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         )
         self._untracked.steps[id(clone)] = clone._backend_update_step
         clone._backend_update_step = lambda *args: self._update(clone, *args)
-        self._record_state(clone)
         return clone
 
     def _update(self, clone, gradients, variables, learning_rate):
@@ -192,6 +194,15 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         return sum(index in slot for slot in self.slots) > 1
 
+    def replace_branches(self, update_if):
+        """Lets a backend say how an update depends on a condition.
+
+        Args:
+            update_if: Function from `(condition, update, variables)`, where
+                `update` changes `variables`.
+        """
+        self._untracked.update_if = update_if
+
     def replace_update_steps(self, replace):
         """Lets a backend put its own elementwise update into the clones.
 
@@ -202,30 +213,6 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         steps = self._untracked.steps
         for clone in map(innermost, self.optimizers):
             steps[id(clone)] = replace(clone, steps[id(clone)])
-
-    def _record_state(self, clone):
-        """Remembers which state variables a clone makes for which variable.
-
-        Both methods are Keras's public ones for optimizers to call in `build`.
-        What is added without a reference belongs to the next reference.
-        """
-        add_variable = clone.add_variable
-        add_from_reference = clone.add_variable_from_reference
-        pending = []
-
-        def record(*args, **kwargs):
-            pending.append(add_variable(*args, **kwargs))
-            return pending[-1]
-
-        def record_reference(reference_variable, *args, **kwargs):
-            state = add_from_reference(reference_variable, *args, **kwargs)
-            key = (id(clone), id(reference_variable))
-            self._untracked.state.setdefault(key, []).extend(pending)
-            pending.clear()
-            return state
-
-        clone.add_variable = record
-        clone.add_variable_from_reference = record_reference
 
     def _decay(self, decay, clone, variables):
         if not decays(clone):
@@ -244,7 +231,11 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 if record:
                     self._record_decay(members)
 
-            ops.cond(first, update, lambda: None)
+            if first is True:
+                update()
+            else:
+                changed = members + [self._untracked.last_decay]
+                self._untracked.update_if(first, update, changed)
 
     def decay_is_due(self, variable):
         """Whether a variable has not decayed in this batch yet.
@@ -282,8 +273,8 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         attributes = vars(clone)
         in_force = attributes["_learning_rate"]
         rates = self._untracked.rates
-        outermost = id(clone) not in rates
-        rate = rates.setdefault(id(clone), in_force)
+        rate, depth = rates.get(id(clone), (in_force, 0))
+        rates[id(clone)] = (rate, depth + 1)
         attributes["_learning_rate"] = rate
         if factor != 1.0:
             scaled = ops.multiply(clone.learning_rate, factor)
@@ -294,8 +285,12 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         try:
             yield
         finally:
+            # Replicas run interleaved: the last to leave puts the rate back.
+            depth = rates[id(clone)][1] - 1
+            rates[id(clone)] = (rate, depth)
             attributes["_learning_rate"] = in_force
-            if outermost:
+            if depth == 0:
+                attributes["_learning_rate"] = rate
                 del rates[id(clone)]
 
     def build(self, variables):
@@ -339,24 +334,15 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 tensor `rests` is true.
         """
         clone = self.optimizers[slot]
-        kept = [
-            (rests, kept, ops.copy(kept))
-            for rests, members in resting
-            for v in members
-            for kept in (v, *self._state_of(clone, v))
-        ]
         self._untracked.first_update = first_update
         try:
-            with self._scaled_rate(clone, self.factors[slot]):
+            with (
+                at_rest(innermost(clone), resting),
+                self._scaled_rate(clone, self.factors[slot]),
+            ):
                 clone.apply(gradients, variables)
         finally:
             self._untracked.first_update = None
-        for rests, variable, before in kept:
-            variable.assign(ops.where(rests, before, variable))
-
-    def _state_of(self, clone, variable):
-        key = (id(innermost(clone)), id(variable))
-        return self._untracked.state.get(key, ())
 
     def carry_over(self, optimizer):
         """Goes on from another optimizer's batch counter and learning rate.

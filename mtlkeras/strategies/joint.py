@@ -14,7 +14,13 @@ class Joint(UpdateStrategy):
     theta <- theta - optimizer(sum_t loss_weight_t * gradient of L_t)
     ```
 
-    bit for bit what `keras.Model.fit` does. It is the baseline that every
+    bit for bit what `keras.Model.fit` does, except that an update that is not
+    finite is left out. That check looks at the gradients, so TensorFlow's graph
+    optimizer no longer moves a factor from a gradient into the learning rate
+    (it does for SGD with momentum on a normalization's scale): such a product
+    may be rounded otherwise, in its last bit.
+
+    It is the baseline that every
     other way has to beat, the cheapest step, and with tuned loss weights,
     learning rate and regularization often as good as anything else (Kurin et
     al., 2022): tune it first.

@@ -432,6 +432,23 @@ def test_metric_structures(case):
     assert mine.metrics_names == stock.metrics_names
 
 
+@pytest.fixture
+def products_as_written():
+    """Keeps `(a * b) * learning_rate` from becoming `(a * rate) * b`.
+
+    TensorFlow does that to gradients that nothing but the update uses.
+    """
+    tf = pytest.importorskip("tensorflow")
+    options = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options(
+        {"arithmetic_optimization": False}
+    )
+    yield
+    tf.config.optimizer.set_experimental_options(
+        {"arithmetic_optimization": True, **options}
+    )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -453,7 +470,7 @@ def test_metric_structures(case):
     ],
     ids=["steps_per_execution", "sgd", "adamw", "rmsprop"],
 )
-def test_ways_to_run(arguments):
+def test_ways_to_run(arguments, products_as_written):
     x, y = regression_data(rows=40)
 
     def compile_arguments():

@@ -114,10 +114,7 @@ def test_a_bad_task_is_as_one_without_labels(case):
     """
     group = case.visits(TASKS, BAD_STEP)[0][1]
     expected, expected_logs = train(case, "unlabelled", group[0], group)
-    kinds = ["inf_target"]
-    if case.strategy().regroups == "never":
-        # Groups drawn in the graph share one backward pass through all heads.
-        kinds.append("nan_gradient")
+    kinds = ["inf_target", "nan_gradient"]
     if case.id == "alternating":
         kinds.append("huge_target")
     for kind in kinds:

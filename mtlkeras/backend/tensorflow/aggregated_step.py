@@ -1,8 +1,12 @@
 import tensorflow as tf
 
 from mtlkeras.aggregators.aggregator import GramianAggregator
-from mtlkeras.backend.tensorflow.batch import both
+from mtlkeras.backend.tensorflow.batch import any_of, both
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.replicas import (
+    num_replicas,
+    sum_over_replicas,
+)
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import is_loss_scaled
 from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
@@ -26,6 +30,8 @@ class AggregatedStep(GroupStep):
     adds to the loss (regularizers, `add_loss`) stays outside.
     """
 
+    live = None  # task -> whether it has labels and a finite gradient
+
     def run(self, ran_before):
         batch = self.batch
         variables = self.plan.group_variables(self.index)
@@ -44,7 +50,7 @@ class AggregatedStep(GroupStep):
         if extra is not None:
             added = tape.gradient(extra, variables)
         del tape
-        live = {}
+        self.live = live = {}
         for name in self.names:
             checked = [losses[name]]
             checked += [g for g in rows[name] if g is not None]
@@ -59,6 +65,12 @@ class AggregatedStep(GroupStep):
         ]
         any_live = tf.reduce_any(tf.stack(list(live.values())))
         return self.apply(gradients, variables, any_live, ran_before)
+
+    def labelled_in(self, index, tasks):
+        # A task whose gradient is not finite is as one without labels.
+        if index == self.index and self.live is not None:
+            return any_of([self.live[n] for n in self.names if n in tasks])
+        return super().labelled_in(index, tasks)
 
     def _scale(self, loss):
         optimizer = self.model.optimizer
@@ -88,7 +100,9 @@ class AggregatedStep(GroupStep):
         ]
         directions = self._aggregate(stacked, losses, live)
         for position, direction in zip(shared, directions, strict=True):
+            # `apply` adds up what the replicas give it.
             scaled = direction * tf.cast(scale, direction.dtype)
+            scaled = scaled / num_replicas()
             gradients[position] = tf.reshape(scaled, variables[position].shape)
         return gradients
 
@@ -104,7 +118,7 @@ class AggregatedStep(GroupStep):
             gradient = tf.reshape(tf.convert_to_tensor(gradient), [size])
             # Selected and not multiplied: NaN times 0 is NaN.
             flat.append(tf.where(live[name], gradient, tf.zeros_like(gradient)))
-        stacked = tf.stack(flat)
+        stacked = sum_over_replicas(tf.stack(flat))
         if is_loss_scaled(self.model.optimizer, self.slot):
             stacked = stacked / tf.cast(scale, stacked.dtype)
         return stacked
@@ -112,6 +126,7 @@ class AggregatedStep(GroupStep):
     def _aggregate(self, stacked, losses, live):
         aggregator = self.model._multi_task.update.aggregator
         task_losses = tf.stack([losses[name] for name in self.names])
+        task_losses = sum_over_replicas(task_losses)
         flags = tf.stack([tf.convert_to_tensor(live[n]) for n in self.names])
         if isinstance(aggregator, GramianAggregator):
             gramian = tf.add_n(

@@ -2,6 +2,10 @@ import keras
 import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.labels import Labels
+from mtlkeras.backend.tensorflow.replicas import (
+    num_replicas,
+    sum_over_replicas,
+)
 
 
 class Batch:
@@ -100,7 +104,13 @@ class Batch:
         if ran is not True:
             losses = tf.where(ran, losses, tf.zeros_like(losses))
             entries = tf.where(ran, entries, tf.zeros_like(entries))
-        entries = entries * tf.cast(rows, losses.dtype)
+        sizes = tf.cast(rows, losses.dtype)
+        if num_replicas() > 1:
+            # Fractions are of the batch, a loss without one is of the replica.
+            average = sum_over_replicas(sizes) / num_replicas()
+            sizes = [sizes if f is None else average for f in fractions]
+            sizes = tf.stack(sizes)
+        entries = entries * sizes
         extra = tf.add_n(self.extra) if self.extra else tf.zeros([])
         extra = tf.cast(extra, losses.dtype)
         if total is None:
@@ -110,8 +120,8 @@ class Batch:
             total = tf.where(finite, total, tf.zeros_like(total))
             extra = tf.where(finite, extra, tf.zeros_like(extra))
             rows = tf.where(finite, rows, 0)
-        # Under tf.distribute losses are divided by the number of replicas.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        # Each replica's loss is its part of the batch's.
+        replicas = num_replicas()
         if replicas > 1:
             losses, total = losses * replicas, total * replicas
             extra = extra * replicas

@@ -1,8 +1,10 @@
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.replicas import every_replica
+
 
 def all_finite(tensors):
-    """Whether every element of the tensors is finite, a boolean scalar.
+    """Whether every element of the tensors is finite, on every replica.
 
     A sum of squares is one fused pass over the memory, where testing each
     element takes three. It overflows on gradients that are huge but finite, so
@@ -12,7 +14,7 @@ def all_finite(tensors):
         tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
         for tensor in tensors
     ]
-    return _all_finite(tensors)
+    return every_replica(_all_finite(tensors))
 
 
 @tf.function(autograph=False)

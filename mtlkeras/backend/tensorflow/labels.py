@@ -1,6 +1,11 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.replicas import (
+    any_replica,
+    num_replicas,
+    sum_over_replicas,
+)
 from mtlkeras.losses.masked_loss import reduce_to_entries
 
 
@@ -72,9 +77,11 @@ class Labels:
         floatx = keras.backend.floatx()
         entries = tf.cast(labelled, floatx)
         axes = list(range(1, len(entries.shape)))
-        count = tf.reduce_sum(entries, axes)  # [tasks]
+        count = sum_over_replicas(tf.reduce_sum(entries, axes))  # [tasks]
         size = tf.cast(tf.size(entries[0]), floatx)
-        scale = tf.math.divide_no_nan(size, count)
+        # Keras divides by the entries here and by the number of replicas.
+        scale = tf.math.divide_no_nan(size * num_replicas(), count)
+        size = sum_over_replicas(size)
         scale = tf.reshape(scale, [-1] + [1] * len(axes))
         weights = entries * scale
         values = zip(
@@ -106,7 +113,9 @@ class Labels:
         given = tf.convert_to_tensor(given)
         entries = self.entries[name]
         if entries is None:
-            self.labelled[name] = tf.reduce_any(tf.not_equal(given, 0))
+            self.labelled[name] = any_replica(
+                tf.reduce_any(tf.not_equal(given, 0))
+            )
             return
         given = tf.cast(given, entries.dtype)
         if len(given.shape) == len(entries.shape) + 1:
@@ -114,7 +123,9 @@ class Labels:
         for _ in range(len(entries.shape) - len(given.shape)):
             given = tf.expand_dims(given, -1)
         self.loss_weights[name] = self.loss_weights[name] * given
-        self.labelled[name] = tf.reduce_any(tf.not_equal(entries * given, 0))
+        self.labelled[name] = any_replica(
+            tf.reduce_any(tf.not_equal(entries * given, 0))
+        )
 
     def loss(self, name, prediction, target=None):
         """The task's loss on the batch, over its labelled entries."""

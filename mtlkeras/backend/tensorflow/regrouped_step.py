@@ -1,11 +1,16 @@
+import keras
 import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.replicas import (
+    every_replica,
+    num_replicas,
+    update_if,
+)
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import (
     ForwardScope,
-    first_of,
     is_loss_scaled,
 )
 
@@ -15,9 +20,9 @@ def regrouped_step(batch):
 
     A group's sub-step computes every head and lets only its members count; the
     shared variables are updated with the slots of the group's position, each
-    head with slots of its own. A head whose own derivative is NaN even for a
-    gradient of 0 spoils every group's backward pass, not only its own group's;
-    those groups are skipped then.
+    head with slots of its own. In subclassed models, whose heads and trunk
+    cannot be told apart, a head whose own derivative is NaN even for a gradient
+    of 0 spoils every group's backward pass; those groups are skipped then.
     """
     model = batch.model
     plan, optimizer = model._multi_task.plan, model.optimizer
@@ -26,24 +31,9 @@ def regrouped_step(batch):
         optimizer.iterations if strategy.regroups == "step" else optimizer.draw
     )
     assigned = strategy.assign_groups(draw)
-    # How many groups have labels and so share what belongs to all of them.
-    labelled = tf.stack(
-        [tf.cast(batch.labelled[n], tf.bool) for n in batch.tasks.names]
-    )
-    sharers = tf.maximum(
-        tf.add_n(
-            [
-                tf.cast(
-                    tf.reduce_any(labelled & tf.equal(assigned, k)), "float32"
-                )
-                for k in range(len(plan.groups))
-            ]
-        ),
-        1.0,
-    )
     head_gradients, ran = {}, []
     for index in range(len(plan.groups)):
-        step = RegroupedStep(batch, index, assigned, sharers)
+        step = RegroupedStep(batch, index, assigned)
         ran.append(step.run(ran, head_gradients))
     for name, slot in plan.head_slots.items():
         _update_head(batch, name, slot, head_gradients)
@@ -70,15 +60,16 @@ def _update_head(batch, name, slot, head_gradients):
             [v for _, v in pairs],
         )
 
-    tf.cond(batch.ran[name], update, lambda: None)
+    clone = batch.model.optimizer.optimizers[slot]
+    update_if(batch.ran[name], update, [v for _, v in pairs] + clone.variables)
 
 
 class RegroupedStep(GroupStep):
     """A group position whose members are known in the graph only."""
 
-    def __init__(self, batch, index, assigned, sharers):
+    def __init__(self, batch, index, assigned):
         super().__init__(batch, index)
-        self.sharers = sharers
+        self.assigned = assigned
         position = tf.unstack(tf.equal(assigned, index))
         self.member = dict(zip(self.names, position, strict=True))
 
@@ -91,7 +82,7 @@ class RegroupedStep(GroupStep):
         with tf.GradientTape() as tape:
             scope = ForwardScope(plan.structure.layer_tasks)
             with scope:
-                predictions = self.model._forward(self.names, batch.x)
+                predictions = self._predict()
                 losses = {n: self._loss(n, predictions[n]) for n in self.names}
                 added = scope.added_losses()
             counted = {
@@ -103,6 +94,10 @@ class RegroupedStep(GroupStep):
             loss = loss + tf.cast(extra, loss.dtype)
             scaled = optimizer.scale_loss(loss, self.slot)
         gradients = tape.gradient(scaled, shared + heads)
+        gradients[len(shared) :] = [
+            self._of_member(v, g)
+            for v, g in zip(heads, gradients[len(shared) :], strict=True)
+        ]
         checked = [loss]
         if not is_loss_scaled(optimizer, self.slot):
             checked += [g for g in gradients if g is not None]
@@ -135,24 +130,39 @@ class RegroupedStep(GroupStep):
                     [g for g, _ in pairs],
                     [v for _, v in pairs],
                     first_update=self.first_update(),
-                    resting=self.resting_shared(),
+                    resting=self.resting(),
                 )
-            scope.commit(lambda names, _: self._commits(names, ran_before))
+            scope.commit(lambda tasks: self.is_first(tasks, ran_before))
 
-        tf.cond(live, commit, lambda: None)
+        changed = shared + scope.variables + optimizer.variables
+        update_if(live, commit, changed)
         return live
 
-    def resting_shared(self):
-        """As `resting`, for the variables that this sub-step updates."""
-        shared = {id(v) for v in self.plan.structure.shared_variables()}
-        return [
-            (rests, [v for v in variables if id(v) in shared])
-            for rests, variables in self.resting()
-        ]
+    def _predict(self):
+        """All outputs; gradients pass from members alone to the trunk."""
+        names, model, x = self.names, self.model, self.batch.x
+        cut = self.plan.structure.cut_for(tuple((name,) for name in names))
+        if cut is None:
+            return model._forward(names, x)
+        trunk, heads = cut
+        boundary = keras.tree.flatten(model._run(trunk, x, training=True))
+        predictions = {}
+        for name, head in zip(names, heads, strict=True):
+            inputs = [
+                _pass_gradient_if(self.member[name], boundary[i])
+                for i in head.positions
+            ]
+            predictions.update(model._run(head, inputs, training=True))
+        return predictions
 
-    def labelled_in_group(self, names):
-        flags = [both(self.member[n], self.batch.labelled[n]) for n in names]
-        return tf.reduce_any(tf.stack(flags))
+    def _of_member(self, variable, gradient):
+        """A head's gradient, 0 unless its task is a member."""
+        if gradient is None:
+            return None
+        # Selected: 0 times NaN is NaN.
+        (owner,) = self.plan.variable_tasks[id(variable)]
+        gradient = tf.convert_to_tensor(gradient)
+        return tf.where(self.member[owner], gradient, tf.zeros_like(gradient))
 
     def _loss(self, name, prediction):
         # A foreign task's bad label must not reach this group's gradient, not
@@ -171,19 +181,29 @@ class RegroupedStep(GroupStep):
                     n for n in self.names if i in self.plan.structure.reach[n]
                 ]
                 terms.append(self._own_or_share(names, v.regularizer(v)))
-        return tf.add_n(terms) if terms else tf.constant(0.0)
+        extra = tf.add_n(terms) if terms else tf.constant(0.0)
+        return extra / num_replicas()
 
     def _own_or_share(self, names, value):
         value = tf.cast(value, tf.float32)
         if len(names) == 1:
             return tf.where(self.member[names[0]], value, 0.0)
-        return value / self.sharers
+        uses = [
+            tf.cast(self.labelled_in(k, names), value.dtype)
+            for k in range(len(self.plan.groups))
+        ]
+        return value * uses[self.index] / tf.maximum(tf.add_n(uses), 1.0)
 
     def _note_members(self, losses, predictions, finite, live):
         batch, first = self.batch, self.index == 0
+        found = every_replica(
+            tf.math.is_finite(tf.stack([losses[n] for n in self.names]))
+        )
         each = {
-            name: tf.math.is_finite(losses[name]) | ~self.member[name]
-            for name in self.names
+            name: is_finite | ~self.member[name]
+            for name, is_finite in zip(
+                self.names, tf.unstack(found), strict=True
+            )
         }
         # Not finite behind finite losses: any of the members may be it.
         unclear = ~finite & tf.reduce_all(tf.stack(list(each.values())))
@@ -206,27 +226,41 @@ class RegroupedStep(GroupStep):
             batch.ran[name] = batch.ran[name] | ran
 
     def _add(self, head_gradients, variable, gradient, unscale):
-        gradient = tf.convert_to_tensor(gradient)
         gradient = gradient * tf.cast(unscale, gradient.dtype)
-        # Selected: a group that was left out may hold NaN even for 0 weight.
-        owner = next(
-            name
-            for name in self.names
-            if any(
-                v is variable for v in self.plan.structure.task_variables(name)
-            )
-        )
-        gradient = tf.where(
-            self.member[owner], gradient, tf.zeros_like(gradient)
-        )
         if id(variable) in head_gradients:
             gradient = head_gradients[id(variable)] + gradient
         head_gradients[id(variable)] = gradient
 
-    def _commits(self, names, ran_before):
-        """Whether state of a layer that these tasks use is to be written."""
-        if len(names) == 1:
-            labelled = self.batch.labelled[names[0]]
-            return both(self.member[names[0]], labelled)
-        every = tuple(range(len(self.plan.groups)))
-        return first_of(every, self.index, ran_before)
+    def labelled_in(self, index, tasks):
+        flags = [
+            tf.logical_and(
+                tf.equal(self.assigned[i], index), self.batch.labelled[name]
+            )
+            for i, name in enumerate(self.names)
+            if name in tasks
+        ]
+        return tf.reduce_any(tf.stack(flags))
+
+    def resting(self):
+        """Shared variables that no labelled member of the position uses."""
+        by_users = {}
+        for v in self.plan.structure.shared_variables():
+            users = self.plan.variable_tasks[id(v)]
+            if users != self.names:
+                by_users.setdefault(users, []).append(v)
+        return [
+            (tf.logical_not(self.labelled_in(self.index, users)), variables)
+            for users, variables in by_users.items()
+        ]
+
+
+def _pass_gradient_if(condition, tensor):
+    """The tensor; its gradient is 0 unless the condition holds."""
+
+    @tf.custom_gradient
+    def identity(x):
+        return tf.identity(x), lambda g: tf.where(
+            condition, g, tf.zeros_like(g)
+        )
+
+    return identity(tensor)

@@ -3,10 +3,12 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.replicas import num_replicas, update_if
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import (
     ForwardScope,
     is_loss_scaled,
+    is_seed,
 )
 
 
@@ -26,15 +28,19 @@ def selected_step(batch):
         results = step.run(tf.cast(chosen, tf.int32), results)
     else:
         order = tf.cast(strategy.order_groups(optimizer.iterations), tf.int32)
-
-        _, results = tf.while_loop(
-            lambda position, _: position < count,
-            lambda position, results: (
-                position + 1,
-                step.run(order[position], results),
-            ),
-            (tf.constant(0), results),
-        )
+        if num_replicas() > 1:
+            # No loop in the graph can hold the exchange between replicas.
+            for position in range(count):
+                results = step.run(order[position], results)
+        else:
+            _, results = tf.while_loop(
+                lambda position, _: position < count,
+                lambda position, results: (
+                    position + 1,
+                    step.run(order[position], results),
+                ),
+                (tf.constant(0), results),
+            )
     step.finish(results)
     optimizer.finish_batch()
     batch.track()
@@ -121,6 +127,14 @@ class SelectedStep:
             lambda k=k: self._head(k, boundary, head_layers)
             for k in range(len(self.steps))
         ]
+        # A gradient that is not finite shows after the heads have written it.
+        head_state = [
+            (v, tf.identity(v.value))
+            for layers in head_layers
+            for layer, _ in layers
+            for v in layer.non_trainable_variables
+            if not is_seed(v)
+        ]
         out = tf.switch_case(chosen, branches)
         loss = out["loss"] + tf.cast(extra, out["loss"].dtype)
         shared_gradients = self._gradients(tape, boundary, extra, out)
@@ -154,21 +168,26 @@ class SelectedStep:
 
         # Not one switch: every branch of it would take the inputs of all.
         for k in range(len(self.steps)):
-            tf.cond(
+            update_if(
                 both(live, tf.equal(chosen, k)),
                 lambda k=k: update(k),
-                lambda: None,
+                self.plan.group_variables(k) + self.model.optimizer.variables,
             )
         if scope.variables:
-            tf.cond(
+            update_if(
                 live,
                 lambda: scope.commit(
-                    lambda groups, _: self._is_first(
-                        groups, chosen, results["ran"]
-                    )
+                    lambda tasks: self._is_first(tasks, chosen, results["ran"])
                 ),
-                lambda: None,
+                scope.variables,
             )
+        if head_state:
+
+            def roll_back():
+                for variable, before in head_state:
+                    variable.assign(before)
+
+            tf.cond(live, lambda: None, roll_back)
         hit = tf.equal(tf.range(len(self.steps)), chosen)
         tasks_hit = [hit[self.group_of[name]] for name in self.names]
         return {
@@ -222,30 +241,31 @@ class SelectedStep:
             gradients[id(v)] = g
         return gradients
 
-    @staticmethod
-    def _is_first(groups, chosen, ran):
-        """Whether `chosen` is among `groups` and none of them ran before."""
-        if isinstance(chosen, int) and groups == (chosen,):
-            return True
-        among = tf.reduce_any(tf.equal(tf.constant(groups), chosen))
-        return among & ~tf.reduce_any(tf.gather(ran, tf.constant(groups)))
+    def _is_first(self, tasks, chosen, ran):
+        """Whether group `chosen` is the first to run one of the tasks."""
+        uses = tf.stack(
+            [
+                tf.convert_to_tensor(step.labelled_in(k, tasks))
+                for k, step in enumerate(self.steps)
+            ]
+        )
+        return uses[chosen] & ~tf.reduce_any(uses & ran)
 
     def _split_layers(self):
         if self.cut is None:
-            return self.plan.layer_groups, [[] for _ in self.steps]
+            return self.plan.structure.layer_tasks, [[] for _ in self.steps]
         trunk = {id(operation) for operation in self.cut[0]._flatten_layers()}
+        layers = self.plan.structure.layer_tasks
         heads = [
             [
-                (layer, (k,))
-                for layer, groups in self.plan.layer_groups
-                if id(layer) not in trunk and k in groups
+                (layer, tasks)
+                for layer, tasks in layers
+                if id(layer) not in trunk and any(n in tasks for n in group)
             ]
-            for k in range(len(self.steps))
+            for group in self.plan.groups
         ]
         return [
-            (layer, groups)
-            for layer, groups in self.plan.layer_groups
-            if id(layer) in trunk
+            (layer, tasks) for layer, tasks in layers if id(layer) in trunk
         ], heads
 
     def _trunk_extra(self, k, added):
@@ -255,18 +275,20 @@ class SelectedStep:
         # alone; in an order, the groups with labels share them.
         alone = self.model._multi_task.strategy.one_group_per_step
         terms = [
-            value if alone else step.share(groups, value)
-            for groups, value in added
-            if k in groups
+            value if alone else step.share(tasks, value)
+            for tasks, value in added
+            if any(name in tasks for name in step.names)
         ]
         for variable in self.shared:
-            groups = self.plan.variable_groups[id(variable)]
-            if variable.regularizer is not None and k in groups:
+            tasks = self.plan.variable_tasks[id(variable)]
+            reached = any(name in tasks for name in step.names)
+            if variable.regularizer is not None and reached:
                 value = variable.regularizer(variable)
-                terms.append(value if alone else step.share(groups, value))
+                terms.append(value if alone else step.share(tasks, value))
         if not terms:
             return tf.zeros([], tf.float32)
-        return tf.add_n([tf.cast(term, tf.float32) for term in terms])
+        extra = tf.add_n([tf.cast(term, tf.float32) for term in terms])
+        return extra / num_replicas()
 
     def _head(self, k, boundary, head_layers):
         """Branch `k`: its head, its loss and the gradients at the boundary."""
@@ -289,6 +311,7 @@ class SelectedStep:
             ]
             own_extra = [tf.cast(t, tf.float32) for t in added + regularizers]
             extra = tf.add_n(own_extra) if own_extra else tf.constant(0.0)
+            extra = extra / num_replicas()
             loss = batch.group_loss(losses)
             loss = loss + tf.cast(extra, loss.dtype)
             optimizer, slot = self.model.optimizer, self.plan.group_slots[k]
@@ -301,12 +324,7 @@ class SelectedStep:
         by_id = dict(
             zip(map(id, variables), taken[len(boundary) :], strict=True)
         )
-        # As good as the whole check: past the boundary nothing but the trunk's
-        # own derivatives can still go wrong.
-        finite = all_finite([loss, *(g for g in taken if g is not None)])
-        scope.commit(
-            lambda groups, tasks: both(batch.any_labelled(names), finite)
-        )
+        scope.commit(lambda tasks: self.steps[k].labelled_in(k, tasks))
         return {
             "loss": loss,
             "losses": tf.stack(

@@ -1,13 +1,26 @@
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.batch import as_counts, both, negated
+from mtlkeras.backend.tensorflow.batch import (
+    any_of,
+    as_counts,
+    both,
+    negated,
+)
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.replicas import (
+    every_replica,
+    num_replicas,
+    update_if,
+)
 from mtlkeras.backend.tensorflow.state import (
     ForwardScope,
-    first_of,
     is_loss_scaled,
 )
-from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
+from mtlkeras.optimizers.per_task_optimizer import (
+    PerTaskOptimizer,
+    innermost,
+)
+from mtlkeras.optimizers.variable_state import at_rest
 
 
 def sequential_step(batch):
@@ -43,11 +56,11 @@ class GroupStep:
         """The group's task losses and its total, under the caller's tape."""
         batch = self.batch
         layers = [
-            (layer, groups)
-            for layer, groups in self.plan.layer_groups
-            if self.index in groups
+            (layer, tasks)
+            for layer, tasks in self.plan.structure.layer_tasks
+            if any(name in tasks for name in self.names)
         ]
-        self.scope = ForwardScope(layers, self.plan.layer_users)
+        self.scope = ForwardScope(layers)
         with self.scope:
             predictions = self.model._forward(self.names, batch.x)
             losses = {
@@ -70,17 +83,40 @@ class GroupStep:
 
     def extra_loss(self, added):
         """The group's share of `add_loss` terms and regularizers, or `None`."""
-        terms = [self.share(groups, loss) for groups, loss in added]
+        terms = [self.share(tasks, loss) for tasks, loss in added]
         for variable in self.plan.group_variables(self.index):
             if variable.regularizer is not None:
-                groups = self.plan.variable_groups[id(variable)]
+                tasks = self.plan.variable_tasks[id(variable)]
                 value = variable.regularizer(variable)
-                terms.append(self.share(groups, value))
-        return tf.add_n(terms) if terms else None
+                terms.append(self.share(tasks, value))
+        return tf.add_n(terms) / num_replicas() if terms else None
 
-    def share(self, groups, value):
-        """Equal shares for the groups that have labels in this batch."""
-        flags = [self.batch.any_labelled(self.plan.groups[k]) for k in groups]
+    def labelled_in(self, index, tasks):
+        """Whether group `index` has labels for one of the tasks."""
+        names = [n for n in self.plan.groups[index] if n in tasks]
+        return self.batch.any_labelled(names)
+
+    def is_first(self, tasks, ran_before):
+        """Whether this sub-step, if it runs, is the first for any of the tasks.
+
+        It is for state that only they use: a head rests without own labels.
+        """
+        before = [
+            both(ran, self.labelled_in(k, tasks))
+            for k, ran in enumerate(ran_before[: self.index])
+        ]
+        return both(
+            self.labelled_in(self.index, tasks), negated(any_of(before))
+        )
+
+    def share(self, tasks, value):
+        """Equal shares for the groups with labels for one of the tasks."""
+        groups = [
+            k
+            for k, group in enumerate(self.plan.groups)
+            if any(name in tasks for name in group)
+        ]
+        flags = [self.labelled_in(k, tasks) for k in groups]
         if all(flag is True for flag in flags):
             return value / len(flags) if len(flags) > 1 else value
         count = tf.maximum(tf.reduce_sum(as_counts(flags)), 1)
@@ -116,7 +152,8 @@ class GroupStep:
 
         def commit():
             if not isinstance(optimizer, PerTaskOptimizer):
-                optimizer.apply_gradients(pairs)
+                with at_rest(innermost(optimizer), self.resting()):
+                    optimizer.apply_gradients(pairs)
             elif pairs:
                 optimizer.apply_slot(
                     self.slot,
@@ -125,22 +162,11 @@ class GroupStep:
                     first_update=self.first_update(),
                     resting=self.resting(),
                 )
-            self.scope.commit(
-                lambda groups, tasks: self.writes(groups, tasks, ran_before)
-            )
+            self.scope.commit(lambda tasks: self.is_first(tasks, ran_before))
 
-        tf.cond(live, commit, lambda: None)
+        changed = variables + self.scope.variables
+        update_if(live, commit, changed + optimizer.variables)
         return live
-
-    def writes(self, groups, tasks, ran_before):
-        """Whether the state of a layer with these users is to be written."""
-        if self.index not in groups:
-            return False
-        own = [name for name in self.names if name in tasks]
-        return both(
-            self.batch.any_labelled(own),
-            first_of(groups, self.index, ran_before),
-        )
 
     def first_update(self):
         """Whether an update of a variable is its first in the batch."""
@@ -150,18 +176,24 @@ class GroupStep:
             groups = self.plan.variable_groups[id(variable)]
             if len(groups) == 1:
                 return True
-            if groups not in due:
-                optimizer = self.model.optimizer
-                due[groups] = optimizer.decay_is_due(variable)
-            return due[groups]
+            tasks = self.plan.variable_tasks[id(variable)]
+            if tasks not in due:
+                due[tasks] = both(
+                    self.labelled_in(self.index, tasks),
+                    self.model.optimizer.decay_is_due(variable),
+                )
+            return due[tasks]
 
         return is_first
 
     def note(self, losses, finite):
         """Which of the group's tasks were finite, and which ran."""
         batch = self.batch
-        each = {name: tf.math.is_finite(losses[name]) for name in self.names}
         if len(self.names) > 1:
+            each = every_replica(
+                tf.math.is_finite(tf.stack([losses[n] for n in self.names]))
+            )
+            each = dict(zip(self.names, tf.unstack(each), strict=True))
             # Not finite behind finite losses: any of its tasks may be it.
             unclear = tf.logical_and(
                 ~finite, tf.reduce_all(tf.stack(list(each.values())))
@@ -174,23 +206,15 @@ class GroupStep:
             batch.ran[name] = both(batch.labelled[name], finite)
 
     def resting(self):
-        """Variables none of whose tasks is labelled in a group that runs.
-
-        Returns:
-            List of `(rests, variables)` for `PerTaskOptimizer.apply_slot`.
-        """
+        """What only unlabelled tasks use in a group that has labelled ones."""
         by_users = {}
-        for i, variable in enumerate(self.plan.structure.variables):
-            users = self.plan.structure.users(i)
+        for v in self.plan.group_variables(self.index):
+            users = self.plan.variable_tasks[id(v)]
             users = tuple(name for name in self.names if name in users)
-            if users and users != self.names:
-                by_users.setdefault(users, []).append(variable)
-        found = []
-        for users, variables in by_users.items():
-            labelled = self.labelled_in_group(users)
-            if labelled is not True:
-                found.append((negated(labelled), variables))
-        return found
-
-    def labelled_in_group(self, names):
-        return self.batch.any_labelled(names)
+            by_users.setdefault(users, []).append(v)
+        return [
+            (negated(self.labelled_in(self.index, users)), variables)
+            for users, variables in by_users.items()
+            if users != self.names
+            and self.labelled_in(self.index, users) is not True
+        ]

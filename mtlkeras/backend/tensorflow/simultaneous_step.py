@@ -11,7 +11,7 @@ def simultaneous_step(batch):
     steps = [GroupStep(batch, k) for k in range(len(plan.groups))]
     with tf.GradientTape(persistent=True) as tape:
         names = tuple(name for group in plan.groups for name in group)
-        scope = ForwardScope(plan.layer_groups, plan.layer_users)
+        scope = ForwardScope(plan.structure.layer_tasks)
         with scope:
             predictions = model._forward(names, batch.x)
             losses = {
@@ -43,7 +43,11 @@ def _total(step, losses, added):
     """The loss whose gradient is the group's."""
     batch = step.batch
     total = batch.group_loss({name: losses[name] for name in step.names})
-    own = [(groups, value) for groups, value in added if step.index in groups]
+    own = [
+        (tasks, value)
+        for tasks, value in added
+        if any(name in tasks for name in step.names)
+    ]
     extra = step.extra_loss(own)
     if extra is None:
         return total

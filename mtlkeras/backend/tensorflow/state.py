@@ -3,8 +3,6 @@
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.batch import any_of
-
 
 def is_seed(variable):
     return variable.name == "seed_generator_state"
@@ -33,9 +31,8 @@ class ForwardScope:
     once, so that every sub-step draws fresh dropout masks.
     """
 
-    def __init__(self, layers, users=None):
+    def __init__(self, layers):
         self.layers = layers
-        users = users or {}
         self.variables = list(
             {
                 id(v): v
@@ -43,19 +40,18 @@ class ForwardScope:
                 for v in layer.non_trainable_variables
             }.values()
         )
-        self.groups = {
-            id(v): groups
-            for layer, groups in reversed(layers)
-            for v in layer.non_trainable_variables
-        }
-        self.users = {
-            id(v): users.get(id(layer), ())
-            for layer, _ in reversed(layers)
+        self.tasks = {
+            id(v): tasks
+            for layer, tasks in reversed(layers)
             for v in layer.non_trainable_variables
         }
         self._scope = keras.StatelessScope(collect_losses=True)
 
     def __enter__(self):
+        # Layers know their losses by `id`. Those of an earlier pass are gone,
+        # and a loss of this one could get the same.
+        for layer, _ in self.layers:
+            layer._clear_losses()
         self._scope.__enter__()
         return self
 
@@ -68,10 +64,10 @@ class ForwardScope:
                     variable.assign(value)
 
     def added_losses(self):
-        """`(groups, loss)` of every `add_loss` term; inside the scope."""
+        """`(tasks, loss)` of every `add_loss` term; inside the scope."""
         return [
-            (groups, tf.reduce_sum(tf.cast(loss, tf.float32)))
-            for layer, groups in self.layers
+            (tasks, tf.reduce_sum(tf.cast(loss, tf.float32)))
+            for layer, tasks in self.layers
             for loss in layer._get_own_losses()
         ]
 
@@ -79,30 +75,15 @@ class ForwardScope:
         """Writes the held-back state.
 
         Args:
-            is_first: Function from the tuple of groups and of tasks that use
-                a layer to whether this sub-step is the first of them to run
-                (`True`, `False` or a tensor).
+            is_first: Function from a tuple of tasks to whether this sub-step
+                is the first to run one of them (`True`, `False` or a tensor).
         """
         for variable in self.variables:
             value = self._scope.get_current_value(variable)
             if value is None or is_seed(variable):
                 continue
-            key = id(variable)
-            first = is_first(self.groups[key], self.users[key])
+            first = is_first(self.tasks[id(variable)])
             if first is True:
                 variable.assign(value)
             elif first is not False:
                 variable.assign(tf.where(first, value, variable.value))
-
-
-def first_of(groups, index, ran):
-    """Whether group `index` is the first of `groups` to run in the batch.
-
-    Args:
-        groups: Tuple of group indices.
-        index: The group in question, which runs.
-        ran: List with the flags of the groups before it.
-    """
-    before = [ran[group] for group in groups if group < index]
-    flag = any_of(before)
-    return not flag if isinstance(flag, bool) else ~flag

@@ -6,6 +6,7 @@ from mtlkeras.backend.tensorflow.batch import Batch
 from mtlkeras.backend.tensorflow.fused import fused_update
 from mtlkeras.backend.tensorflow.joint_step import joint_step
 from mtlkeras.backend.tensorflow.regrouped_step import regrouped_step
+from mtlkeras.backend.tensorflow.replicas import update_if
 from mtlkeras.backend.tensorflow.selected_step import selected_step
 from mtlkeras.backend.tensorflow.sequential_step import sequential_step
 from mtlkeras.backend.tensorflow.simultaneous_step import simultaneous_step
@@ -69,6 +70,10 @@ class TensorFlowMultiTaskTrainer:
         """Fused updates for containers of several clones, on one device."""
         if not tf.distribute.has_strategy():
             optimizer.replace_update_steps(fused_update)
+
+    def _select_updates(self, optimizer):
+        """Lets updates that depend on a condition run on several replicas."""
+        optimizer.replace_branches(update_if)
 
     def _find_connections(self, tasks, inputs):
         """Which trainable variables the gradient of each output reaches.
