@@ -77,9 +77,26 @@ SUB_STEPPED = [case for case in STRATEGIES if case.id != "joint"]
 PUBLIC = {
     "aggregators": [
         "Aggregator",
+        "AlignedMTL",
+        "CAGrad",
+        "ConFIG",
+        "DBMTL",
+        "DualProj",
+        "EMA",
+        "FairGrad",
+        "GradDrop",
+        "GradVac",
         "GramianAggregator",
+        "IMTLG",
+        "MGDA",
         "Mean",
+        "MoCo",
+        "NashMTL",
+        "Normalized",
+        "PCGrad",
         "Sum",
+        "TaskTensioner",
+        "UPGrad",
         "get",
         "ids",
     ],
@@ -104,5 +121,5 @@ PUBLIC = {
 }
 
 # Base classes and functions beside the objects that have an id.
-WITHOUT_ID = {"Aggregator", "GramianAggregator", "UpdateStrategy"}
+WITHOUT_ID = {"Aggregator", "EMA", "GramianAggregator", "UpdateStrategy"}
 WITHOUT_ID |= {"FunctionalMultiTaskModel", "get", "ids"}

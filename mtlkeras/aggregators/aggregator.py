@@ -20,22 +20,58 @@ class Aggregator(keras.layers.Layer):
     gradient itself, under every rule.
 
     Write your own by implementing `aggregate`, or `compute_weights` of a
-    `GramianAggregator`; random or running state belongs into variables made
-    in `__init__` with `add_weight`, so that it is saved.
+    `GramianAggregator`. Random or running state belongs into variables made
+    in `build_state` with `add_state`: they are saved with the model and
+    restored, and `reset_state` sets them back.
 
     Attributes that a subclass sets (default in brackets):
         requires_losses: Whether `task_losses` must be given (`False`).
+        allows_features: Whether the rule makes sense on gradients at features,
+            too (`True`).
 
     Args:
-        name: String. Defaults to the class's name.
+        gradients_at: `"parameters"` or `"features"`. Features are the tensors
+            where the part of the network ends that the tasks share: one
+            backward pass through each head and a single one through the
+            trunk, in place of one through everything per task. The rule then
+            sees other gradients (those for the features of a batch), so it is
+            an approximation, exact where the trunk is an isometric linear map.
+            Defaults to `"parameters"`.
+        feature_layers: List of names of the layers whose outputs are the
+            features, for models whose graph is not known. Defaults to `None`:
+            found from the graph.
+        memory: `"high"` keeps the gradients of all tasks until the direction
+            is known, `num_tasks` times the shared variables. `"low"` keeps
+            none: it sums up inner products and then runs one more backward
+            pass, of the weighted sum of the losses; for rules that are a
+            `GramianAggregator`. Defaults to `"high"`.
+        name: String. Defaults to `None` (the class's name).
     """
 
     requires_losses = False
+    allows_features = True
 
-    def __init__(self, name=None):
+    def __init__(
+        self,
+        gradients_at="parameters",
+        feature_layers=None,
+        memory="high",
+        name=None,
+    ):
         # Rules stay in the precision of what they get, whatever the policy.
         super().__init__(name=name, dtype="float32", autocast=False)
-        self.last_task_weights = None
+        _check_choice("gradients_at", gradients_at, ("parameters", "features"))
+        _check_choice("memory", memory, ("high", "low"))
+        self.gradients_at = gradients_at
+        self.feature_layers = (
+            None if feature_layers is None else list(feature_layers)
+        )
+        self.memory = memory
+        self.num_tasks = None
+        self._state = []  # (variable, initializer)
+        self._group_aggregators = []
+        self._group_indices = []
+        self._state_dtype = "float32"
 
     def aggregate(self, jacobian, task_losses, live):
         """The direction of the live rows.
@@ -52,23 +88,34 @@ class Aggregator(keras.layers.Layer):
         raise NotImplementedError
 
     def call(self, jacobian, task_losses=None, live=None):
-        jacobian, task_losses, live = self._standardize(
-            jacobian, task_losses, live
-        )
+        live = all_live(jacobian.shape[0]) if live is None else live
+        live = ops.cast(live, "bool")
+        # Selected and not multiplied: NaN times 0 is NaN.
+        jacobian = ops.where(live[:, None], jacobian, 0.0)
+        task_losses = self._cast_losses(task_losses)
         direction = self.aggregate(jacobian, task_losses, live)
-        return ops.where(_is_single(live), ops.sum(jacobian, 0), direction)
+        direction = ops.cast(direction, jacobian.dtype)
+        weights = ops.cast(
+            self.weights_of_single(live.shape[0]), jacobian.dtype
+        )
+        single = ops.sum(weights[:, None] * jacobian, 0)
+        return ops.where(is_single(live), single, direction)
 
-    def _standardize(self, jacobian, task_losses, live):
+    def weights_of_single(self, num_tasks):
+        """The weight of each task where it is the only live one."""
+        return ops.ones((num_tasks,), "float64")
+
+    def __call__(self, jacobian, task_losses=None, live=None):
         jacobian = ops.convert_to_tensor(jacobian)
         check_matrix("jacobian", jacobian, "[num_tasks, num_params]")
-        num_tasks = jacobian.shape[0]
-        if live is None:
-            live = ops.ones((num_tasks,), "bool")
-        live = ops.cast(live, "bool")
-        jacobian = ops.where(live[:, None], jacobian, 0.0)
-        return jacobian, self._cast_losses(task_losses, jacobian.dtype), live
+        if not self.built:
+            dtype = keras.backend.standardize_dtype(jacobian.dtype)
+            self._state_dtype = dtype
+            self.build(tuple(jacobian.shape))
+        self._check_num_tasks(jacobian.shape[0])
+        return super().__call__(jacobian, task_losses, live)
 
-    def _cast_losses(self, task_losses, dtype):
+    def _cast_losses(self, task_losses):
         if task_losses is None:
             if self.requires_losses:
                 raise ValueError(
@@ -76,59 +123,128 @@ class Aggregator(keras.layers.Layer):
                     "shape `[num_tasks]`. Received: task_losses=None"
                 )
             return None
-        return ops.cast(task_losses, dtype)
+        return ops.cast(task_losses, "float64")
 
+    # -- state ----------------------------------------------------------------
 
-class GramianAggregator(Aggregator):
-    """An aggregator that only needs the inner products of the gradients.
+    def build(self, jacobian_shape):
+        """Makes the state for a number of tasks and of parameters."""
+        self.num_tasks = int(jacobian_shape[0])
+        self.build_state(*jacobian_shape)
+        self.built = True
 
-    The direction is a weighted sum of the task gradients, and the weights
-    depend on the Gramian alone, `gramian[i, j] = <g_i, g_j>`. In training the
-    Gramian is summed variable by variable, so the matrix of all gradients is
-    never put together.
-    """
+    def build_state(self, num_tasks, num_params):
+        """Makes the variables of the rule, with `add_state`; none here."""
 
-    def compute_weights(self, gramian, task_losses=None, live=None):
-        """Weights of the rows.
+    def add_state(self, name, shape, initializer="zeros", dtype="float64"):
+        """A variable of the rule that is saved, restored and reset."""
+        initializer = keras.initializers.get(initializer)
+        variable = self.add_weight(
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype,
+            trainable=False,
+            name=name,
+        )
+        self._state.append((variable, initializer))
+        return variable
+
+    def reset_state(self):
+        """Sets the rule back to where it was before the first step."""
+        for variable, initializer in self._state:
+            variable.assign(initializer(variable.shape, dtype=variable.dtype))
+        for layer in self._flatten_layers(include_self=False):
+            if isinstance(layer, Aggregator):
+                layer.reset_state()
+
+    def _check_num_tasks(self, num_tasks):
+        if num_tasks != self.num_tasks:
+            raise ValueError(
+                f"This {type(self).__name__} was built for {self.num_tasks} "
+                f"tasks. Received gradients of {num_tasks} tasks. Make a new "
+                "one."
+            )
+
+    @property
+    def last_task_weights(self):
+        """Weights of the tasks in the last step, a NumPy array.
+
+        `None` for a rule that is no weighted sum of the task gradients, and
+        before the first step. In the order of the model's tasks.
+        """
+        if not self._group_aggregators:
+            return self._own_task_weights()
+        found = [a.last_task_weights for a in self._group_aggregators]
+        if any(weights is None for weights in found):
+            return None
+        order = sum(self._group_indices, ())
+        return ops.convert_to_numpy(ops.concatenate(found))[
+            sorted(range(len(order)), key=order.__getitem__)
+        ]
+
+    def _own_task_weights(self):
+        return None
+
+    def for_groups(self, groups):
+        """One aggregator per task group: this one, or copies with own state.
 
         Args:
-            gramian: Tensor of shape `[num_tasks, num_tasks]`. Rows and columns
-                of tasks that are not live are 0.
-            task_losses: Tensor of shape `[num_tasks]`, or `None`.
-            live: Boolean tensor of shape `[num_tasks]`, or `None` (all).
-
-        Returns:
-            `task_weights`, a tensor of shape `[num_tasks]`.
+            groups: Tuple of tuples of task indices.
         """
-        raise NotImplementedError
+        if len(groups) == 1:
+            return [self]
+        if self._group_indices != list(groups):
+            self._group_indices = list(groups)
+            self._group_aggregators = [
+                type(self).from_config(self.get_config()) for _ in groups
+            ]
+        return list(self._group_aggregators)
 
-    def weigh(self, gramian, task_losses=None, live=None):
-        """`compute_weights` with dead tasks at 0 and a single one at 1."""
-        gramian = ops.convert_to_tensor(gramian)
-        check_matrix("gramian", gramian, "[num_tasks, num_tasks]")
-        if live is None:
-            live = ops.ones((gramian.shape[0],), "bool")
-        live = ops.cast(live, "bool")
-        pairs = ops.logical_and(live[:, None], live[None, :])
-        gramian = ops.where(pairs, gramian, 0.0)
-        task_losses = self._cast_losses(task_losses, gramian.dtype)
-        weights = self.compute_weights(gramian, task_losses, live)
-        weights = ops.where(_is_single(live), 1.0, weights)
-        weights = ops.where(live, weights, 0.0)
-        self.last_task_weights = weights
-        return ops.cast(weights, gramian.dtype)
+    def same_rule(self, other):
+        """Whether another aggregator is of the same kind and arguments."""
+        if type(self) is not type(other):
+            return False
+        mine, theirs = (_without_names(a.get_config()) for a in (self, other))
+        return mine == theirs
 
-    def aggregate(self, jacobian, task_losses, live):
-        gramian = ops.matmul(jacobian, ops.transpose(jacobian))
-        weights = self.weigh(gramian, task_losses, live)
-        return ops.matmul(weights[None, :], jacobian)[0]
+    def get_config(self):
+        return {
+            "gradients_at": self.gradients_at,
+            "feature_layers": self.feature_layers,
+            "memory": self.memory,
+            "name": self.name,
+        }
 
 
-def _is_single(live):
+def _without_names(config):
+    if isinstance(config, dict):
+        return {
+            key: _without_names(value)
+            for key, value in config.items()
+            if key != "name"
+        }
+    return config
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"Argument `{name}` must be one of {choices}. Received: "
+            f"{name}={value!r}"
+        )
+
+
+def all_live(num_tasks):
+    return ops.ones((num_tasks,), "bool")
+
+
+def is_single(live):
+    """Whether exactly one task is live."""
     return ops.equal(ops.sum(ops.cast(live, "int32")), 1)
 
 
 def check_matrix(name, matrix, shape):
+    """Refuses what is no matrix of floats."""
     dtype = keras.backend.standardize_dtype(matrix.dtype)
     if "float" not in dtype:
         raise ValueError(

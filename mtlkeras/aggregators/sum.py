@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from mtlkeras.aggregators.aggregator import GramianAggregator
+from mtlkeras.aggregators.gramian_aggregator import GramianAggregator
 
 
 @keras.saving.register_keras_serializable("mtlkeras")
@@ -17,7 +17,7 @@ class Sum(GramianAggregator):
     finite is left out instead of the whole update.
 
     Args:
-        name: String. Defaults to `None` (the class's name).
+        **kwargs: As for `Aggregator`.
 
     Example:
 
@@ -27,4 +27,4 @@ class Sum(GramianAggregator):
     """
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        return ops.ones((gramian.shape[0],), gramian.dtype)
+        return ops.ones((gramian.shape[0],), "float64")

@@ -1,6 +1,6 @@
 import tensorflow as tf
 
-from mtlkeras.aggregators.aggregator import GramianAggregator
+from mtlkeras.aggregators.gramian_aggregator import GramianAggregator
 from mtlkeras.backend.tensorflow.batch import any_of, both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.replicas import (
