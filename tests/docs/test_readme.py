@@ -2,24 +2,21 @@ import re
 from pathlib import Path
 
 import pytest
+from code_blocks import python_blocks, run_block
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def python_blocks(text):
-    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+def test_python_blocks_run(tmp_path, monkeypatch):
     """Blocks share their names, as a reader types them one after another."""
     blocks = python_blocks(README)
     assert blocks
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
+    printed = ""
     for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"README block {number}", "exec"), namespace)
-    printed = capsys.readouterr().out
+        printed += run_block(block, f"README block {number}", namespace)
     assert "joint" in printed
     assert "alternating" in printed
 
