@@ -28,6 +28,8 @@ class Aggregator(keras.layers.Layer):
         requires_losses: Whether `task_losses` must be given (`False`).
         allows_features: Whether the rule makes sense on gradients at features,
             too (`True`).
+        needs_rows: Whether the rule needs the gradients themselves and not
+            their inner products alone (`True`).
 
     Args:
         gradients_at: `"parameters"` or `"features"`. Features are the tensors
@@ -50,6 +52,7 @@ class Aggregator(keras.layers.Layer):
 
     requires_losses = False
     allows_features = True
+    needs_rows = True
 
     def __init__(
         self,
@@ -62,6 +65,25 @@ class Aggregator(keras.layers.Layer):
         super().__init__(name=name, dtype="float32", autocast=False)
         _check_choice("gradients_at", gradients_at, ("parameters", "features"))
         _check_choice("memory", memory, ("high", "low"))
+        if gradients_at == "features" and not self.allows_features:
+            raise ValueError(
+                f"{type(self).__name__} keeps estimates of the gradients of "
+                "parameters, so it cannot work on those of features, which "
+                "belong to a batch. Received: gradients_at='features'. Use "
+                "`gradients_at='parameters'`."
+            )
+        if memory == "low" and self.needs_rows:
+            raise ValueError(
+                f"{type(self).__name__} needs the gradients of all tasks at "
+                "once. Received: memory='low'. Use `memory='high'`, or a rule "
+                "that is a `GramianAggregator`."
+            )
+        if feature_layers is not None and gradients_at != "features":
+            raise ValueError(
+                "Argument `feature_layers` goes with gradients_at='features'. "
+                f"Received: feature_layers={feature_layers!r} with "
+                f"gradients_at={gradients_at!r}"
+            )
         self.gradients_at = gradients_at
         self.feature_layers = (
             None if feature_layers is None else list(feature_layers)
@@ -111,8 +133,7 @@ class Aggregator(keras.layers.Layer):
         if not self.built:
             dtype = keras.backend.standardize_dtype(jacobian.dtype)
             self._state_dtype = dtype
-            self.build(tuple(jacobian.shape))
-        self._check_num_tasks(jacobian.shape[0])
+        self.ensure_built(*jacobian.shape)
         return super().__call__(jacobian, task_losses, live)
 
     def _cast_losses(self, task_losses):
@@ -132,6 +153,17 @@ class Aggregator(keras.layers.Layer):
         self.num_tasks = int(jacobian_shape[0])
         self.build_state(*jacobian_shape)
         self.built = True
+
+    def ensure_built(self, num_tasks, num_params=0):
+        """Builds the rule, or checks that it was built for this many tasks."""
+        if not self.built:
+            self.build((num_tasks, num_params))
+        if num_tasks != self.num_tasks:
+            raise ValueError(
+                f"This {type(self).__name__} was built for {self.num_tasks} "
+                f"tasks. Received gradients of {num_tasks} tasks. Make a new "
+                "one."
+            )
 
     def build_state(self, num_tasks, num_params):
         """Makes the variables of the rule, with `add_state`; none here."""
@@ -157,13 +189,8 @@ class Aggregator(keras.layers.Layer):
             if isinstance(layer, Aggregator):
                 layer.reset_state()
 
-    def _check_num_tasks(self, num_tasks):
-        if num_tasks != self.num_tasks:
-            raise ValueError(
-                f"This {type(self).__name__} was built for {self.num_tasks} "
-                f"tasks. Received gradients of {num_tasks} tasks. Make a new "
-                "one."
-            )
+    def compile_solver(self, wrap):
+        """Lets a backend compile the pure part of a rule; none here."""
 
     @property
     def last_task_weights(self):
@@ -174,7 +201,12 @@ class Aggregator(keras.layers.Layer):
         """
         if not self._group_aggregators:
             return self._own_task_weights()
-        found = [a.last_task_weights for a in self._group_aggregators]
+        found = [
+            a.last_task_weights if len(indices) > 1 else [1.0]
+            for a, indices in zip(
+                self._group_aggregators, self._group_indices, strict=True
+            )
+        ]
         if any(weights is None for weights in found):
             return None
         order = sum(self._group_indices, ())

@@ -71,7 +71,7 @@ class EMA(GramianAggregator):
             self.aggregator.build((num_tasks, num_params))
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        self.ensure_built(gramian)
+        self.ensure_built(gramian.shape[0])
         weights = self.aggregator.weigh(gramian, task_losses, live)
         average = ops.convert_to_tensor(self.average)
         moved = self.momentum * average + (1.0 - self.momentum) * weights

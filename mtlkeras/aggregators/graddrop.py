@@ -65,7 +65,9 @@ class GradDrop(Aggregator):
         self.steps = self.add_state("steps", (), dtype="int64")
 
     def aggregate(self, jacobian, task_losses, live):
-        words = random_integers(self.seed, self.steps, jacobian.shape[1])
+        # The size of features is known in the graph only.
+        size = ops.shape(jacobian)[1]
+        words = random_integers(self.seed, self.steps, size)
         self.steps.assign_add(1)
         uniforms = ops.cast(words, jacobian.dtype) / WORD
         return drop_signs(jacobian, uniforms, self.leak)

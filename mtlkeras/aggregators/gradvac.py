@@ -62,7 +62,7 @@ class GradVac(GramianAggregator):
         self.targets = self.add_state("targets", (num_tasks, num_tasks))
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        self.ensure_built(gramian)
+        self.ensure_built(gramian.shape[0])
         cosines, norms, nonzero = cosines_and_norms(gramian, live)
         order = draw_order(self.order, self.seed, self.steps, norms.shape[0])
         targets = ops.convert_to_tensor(self.targets)

@@ -27,6 +27,7 @@ class GramianAggregator(Aggregator):
         **kwargs: As for `Aggregator`.
     """
 
+    needs_rows = False
     reads_steps = False
 
     def __init__(self, **kwargs):
@@ -63,8 +64,7 @@ class GramianAggregator(Aggregator):
         """
         gramian = ops.convert_to_tensor(gramian)
         check_matrix("gramian", gramian, "[num_tasks, num_tasks]")
-        self.ensure_built(gramian)
-        self._check_num_tasks(gramian.shape[0])
+        self.ensure_built(gramian.shape[0])
         live = all_live(gramian.shape[0]) if live is None else live
         live = ops.cast(live, "bool")
         pairs = ops.logical_and(live[:, None], live[None, :])
@@ -78,10 +78,6 @@ class GramianAggregator(Aggregator):
         self._last_weights.assign(ops.cast(weights, "float32"))
         self.steps.assign_add(1)
         return weights
-
-    def ensure_built(self, gramian):
-        if not self.built:
-            self.build((gramian.shape[0], 0))
 
     def is_pure(self):
         """Whether `compute_weights` reads and writes no variables."""

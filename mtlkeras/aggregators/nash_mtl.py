@@ -68,7 +68,7 @@ class NashMTL(GramianAggregator):
             self.kept_weights = self.add_state("kept_weights", (num_tasks,))
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        self.ensure_built(gramian)
+        self.ensure_built(gramian.shape[0])
         if self.update_every == 1:
             weights = bargain(gramian, live)
         else:

@@ -54,7 +54,7 @@ class PCGrad(GramianAggregator):
         self.reads_steps = order == "random"
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        self.ensure_built(gramian)
+        self.ensure_built(gramian.shape[0])
         cosines, norms, nonzero = cosines_and_norms(gramian, live)
         order = draw_order(self.order, self.seed, self.steps, norms.shape[0])
         rows = project_conflicts(cosines, nonzero, order)

@@ -83,7 +83,7 @@ class TaskTensioner(GramianAggregator):
         self.sums = self.add_state("sums", (num_tasks,))
 
     def compute_weights(self, gramian, task_losses=None, live=None):
-        self.ensure_built(gramian)
+        self.ensure_built(gramian.shape[0])
         num_tasks = gramian.shape[0]
         cosines, norms, nonzero = cosines_and_norms(gramian, live)
         ridge = resolution(gramian.dtype, num_tasks)

@@ -34,7 +34,7 @@ def random_integers(seed, counter, size):
     Args:
         seed: Python integer.
         counter: Integer or scalar integer tensor, e.g. the batch counter.
-        size: Python integer, how many to draw.
+        size: Integer or scalar integer tensor, how many to draw.
 
     Returns:
         An int64 tensor of shape `[size]`.
@@ -48,7 +48,11 @@ def random_integers(seed, counter, size):
     )
     state = _mix(ops.bitwise_xor(state, high))
     # A counter that walks in steps of an odd constant visits distinct words.
-    index = _constant((np.arange(1, size + 1) * 0x9E3779B1) % WORD)
+    if isinstance(size, int):
+        index = _constant((np.arange(1, size + 1) * 0x9E3779B1) % WORD)
+    else:
+        index = ops.arange(1, ops.cast(size, "int64") + 1, dtype="int64")
+        index = ops.bitwise_and(index * _constant(0x9E3779B1), mask)
     return _mix(ops.bitwise_xor(state, index))  # [size]
 
 

@@ -381,6 +381,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         state, old = self._multi_task, self.optimizer
         if update.same_as(state.update):
             return
+        update = update.with_rule_of(state.update)
         if update.strategy == state.strategy:
             update = dataclasses.replace(
                 state.update,
@@ -398,6 +399,8 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         if state.structure is not None:
             update = update.with_structure(state.structure)
             update.build_optimizer(self)
+            for aggregator in update.group_aggregators:
+                self._prepare_aggregator(aggregator)
             if state.counters is None:
                 state.counters = BatchCounters(state.tasks.names)
             if not state.warned_of_weights:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import warnings
 
 from mtlkeras import aggregators, strategies
@@ -24,6 +25,7 @@ class UpdateInForce:
         balancer: A `LossBalancer` or `None`.
         optimizer: The optimizer that goes with them.
         plan: The `UpdatePlan`, or `None` until the model's outputs are known.
+        group_aggregators: The aggregator of every group, if there is one.
     """
 
     strategy: strategies.UpdateStrategy
@@ -31,6 +33,7 @@ class UpdateInForce:
     balancer: object = None
     optimizer: object = None
     plan: UpdatePlan | None = None
+    group_aggregators: tuple = ()
 
     @classmethod
     def resolve(cls, strategy, aggregator, balancer):
@@ -78,17 +81,58 @@ class UpdateInForce:
             )
 
     def same_as(self, other):
-        return (self.strategy, self.aggregator, self.balancer) == (
-            other.strategy,
-            other.aggregator,
-            other.balancer,
+        mine, theirs = self.aggregator, other.aggregator
+        if mine is None or theirs is None:
+            alike = mine is theirs
+        else:
+            alike = mine is theirs or mine.same_rule(theirs)
+        return (
+            alike
+            and self.strategy == other.strategy
+            and self.balancer == other.balancer
         )
+
+    def with_rule_of(self, other):
+        """The same update with another's aggregator, if that is equal."""
+        if self.aggregator is None or other.aggregator is None:
+            return self
+        if not self.aggregator.same_rule(other.aggregator):
+            return self
+        return dataclasses.replace(self, aggregator=other.aggregator)
 
     def with_structure(self, structure):
         """The same update, laid over a model whose outputs are known."""
         self.check(structure.tasks.names)
         plan = UpdatePlan(self.strategy, structure)
-        return dataclasses.replace(self, plan=plan)
+        return dataclasses.replace(
+            self, plan=plan, group_aggregators=self._aggregators_for(plan)
+        )
+
+    def _aggregators_for(self, plan):
+        """The aggregator of every group, with state for its size."""
+        rule = self.aggregator
+        if rule is None:
+            return ()
+        at_features = rule.gradients_at == "features"
+        opaque = plan.structure.graph is None
+        if at_features and opaque and rule.feature_layers is None:
+            raise ValueError(
+                "`gradients_at='features'` finds where the shared part ends "
+                "from the graph of a functional model. Received a subclassed "
+                "model, whose graph is not known. Pass the names of the last "
+                "layers that the tasks share: "
+                f"`{type(rule).__name__}(gradients_at='features', "
+                "feature_layers=['name'])`."
+            )
+        names = plan.structure.tasks.names
+        indices = tuple(
+            tuple(names.index(name) for name in group) for group in plan.groups
+        )
+        found = tuple(rule.for_groups(indices))
+        for index, aggregator in enumerate(found):
+            sizes = [math.prod(v.shape) for v in plan.shared_in_group(index)]
+            aggregator.ensure_built(len(indices[index]), sum(sizes))
+        return found
 
     def with_optimizer(self, user_optimizer, before=None):
         """The same update with the optimizer that it needs.

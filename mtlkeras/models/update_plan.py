@@ -91,6 +91,15 @@ class UpdatePlan:
             if any(condition(name) for name in group)
         )
 
+    def shared_in_group(self, index):
+        """Those of them that the losses of at least two tasks reach."""
+        group = self.groups[index]
+        return [
+            v
+            for v in self.group_variables(index)
+            if sum(name in self.variable_tasks[id(v)] for name in group) > 1
+        ]
+
     def group_variables(self, index):
         """Trainable variables that the group's loss reaches, in order."""
         return [

@@ -1,9 +1,9 @@
 import tensorflow as tf
 
-from mtlkeras.aggregators.gramian_aggregator import GramianAggregator
 from mtlkeras.backend.tensorflow.batch import any_of, both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.replicas import (
+    every_replica,
     num_replicas,
     sum_over_replicas,
 )
@@ -12,59 +12,217 @@ from mtlkeras.backend.tensorflow.state import is_loss_scaled
 from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
 
 
-def aggregated_step(batch):
-    """Every group in turn; in a group, an aggregator joins the gradients."""
-    ran = []
-    for index in range(len(batch.model._multi_task.plan.groups)):
-        ran.append(AggregatedStep(batch, index).run(ran))
-    if isinstance(batch.model.optimizer, PerTaskOptimizer):
-        batch.model.optimizer.finish_batch()
-    batch.track()
-
-
 class AggregatedStep(GroupStep):
     """One forward pass, a backward pass per task and one update.
 
     The aggregator acts on the variables that several tasks of the group reach;
     every head follows the plain gradient of its own loss, and what the model
     adds to the loss (regularizers, `add_loss`) stays outside.
+
+    Here the gradients are those of the parameters. They are kept as one matrix
+    per variable, `[num_tasks, size]`: rules that need inner products only never
+    see them put together. `FeatureStep` takes them at features.
     """
 
     live = None  # task -> whether it has labels and a finite gradient
 
-    def run(self, ran_before):
-        batch = self.batch
-        variables = self.plan.group_variables(self.index)
-        with tf.GradientTape(persistent=True) as tape:
-            losses, _ = self.forward(batch.any_labelled(self.names))
-            weighted = {
-                name: self._scale(batch.tasks.weighted(name, losses[name]))
-                for name in self.names
-            }
-            extra = None if self.extra is None else self._scale(self.extra)
-        rows = {
-            name: tape.gradient(weighted[name], variables)
+    def __init__(self, batch, index):
+        super().__init__(batch, index)
+        self.aggregator = self.model._multi_task.update.group_aggregators[index]
+        self.loss_scaled = is_loss_scaled(self.model.optimizer, self.slot)
+        self.variables = self.plan.group_variables(index)
+        self.shared = self.plan.shared_in_group(index)
+        shared = {id(v) for v in self.shared}
+        self.own = {
+            name: [
+                v
+                for v in self.variables
+                if id(v) not in shared
+                and name in self.plan.variable_tasks[id(v)]
+            ]
             for name in self.names
         }
-        added = [None] * len(variables)
+
+    def run(self, ran_before):
+        """Returns whether the group was updated, a boolean."""
+        with tf.GradientTape(persistent=True) as tape:
+            losses, _ = self.forward(self.batch.any_labelled(self.names))
+            weighted = self.weighted(losses)
+            scaled = {name: self.scale(weighted[name]) for name in self.names}
+            extra = None if self.extra is None else self.scale(self.extra)
+        gradients = self.take_gradients(tape, scaled, weighted)
         if extra is not None:
-            added = tape.gradient(extra, variables)
-        del tape
-        self.live = live = {}
+            add_to(
+                gradients, self.variables, tape.gradient(extra, self.variables)
+            )
+        return self.finish(gradients, ran_before)
+
+    def finish(self, gradients, ran_before):
+        return self.apply(
+            [gradients.get(id(v)) for v in self.variables],
+            self.variables,
+            tf.reduce_any(self.flags()),
+            ran_before,
+        )
+
+    # -- gradients ------------------------------------------------------------
+
+    def take_gradients(self, tape, scaled, weighted):
+        """Dict from `id(variable)` to its gradient."""
+        rows, gradients = {}, {}
         for name in self.names:
-            checked = [losses[name]]
-            checked += [g for g in rows[name] if g is not None]
-            finite = all_finite(checked)
-            batch.finite[name] = finite
-            live[name] = both(batch.labelled[name], finite)
-            batch.ran[name] = live[name]
-        gradients = self._join(rows, losses, live, variables)
-        gradients = [
-            _sum_of(gradient, term)
-            for gradient, term in zip(gradients, added, strict=True)
+            taken = tape.gradient(scaled[name], self.shared + self.own[name])
+            rows[name] = taken[: len(self.shared)]
+            add_to(gradients, self.own[name], taken[len(self.shared) :])
+        stacked = {
+            id(v): self.stack(v, [rows[name][position] for name in self.names])
+            for position, v in enumerate(self.shared)
+            # All of them: the layers cut it off, as `stop_gradient` does.
+            if any(rows[name][position] is not None for name in self.names)
+        }
+        gramian, squares = self.products(list(stacked.values()))
+        self.note_live(weighted, gradients, squares)
+        self.rest_dead_heads(gradients)
+        gradients.update(self.join(tape, stacked, gramian, weighted, scaled))
+        return gradients
+
+    def stack(self, variable, gradients):
+        """The gradients of one variable, `[num_tasks, size]`."""
+        size = int(tf.TensorShape(variable.shape).num_elements())
+        flat = [
+            tf.zeros([size], variable.dtype)
+            if gradient is None
+            else tf.reshape(tf.convert_to_tensor(gradient), [size])
+            for gradient in gradients
         ]
-        any_live = tf.reduce_any(tf.stack(list(live.values())))
-        return self.apply(gradients, variables, any_live, ran_before)
+        return sum_over_replicas(tf.stack(flat))
+
+    def products(self, matrices):
+        """Inner products of the tasks' gradients, and their squared lengths.
+
+        Returns:
+            Tuple of tensors of shapes `[num_tasks, num_tasks]` (`None` for
+            rules that do not need it) and `[num_tasks]`, unscaled.
+        """
+        if not matrices:
+            return None, tf.ones([len(self.names)])
+        scale = self.scale(tf.ones([]))
+        if self.aggregator.needs_rows:
+            squares = tf.add_n(
+                [sum_in_64(tf.reduce_sum(m * m, 1)) for m in matrices]
+            )
+            return None, squares / tf.cast(scale, squares.dtype) ** 2
+        gramian = tf.add_n(
+            # As a batch of one: that kernel is twice as fast on wide matrices.
+            [
+                sum_in_64(tf.matmul(m[None], m[None], transpose_b=True)[0])
+                for m in matrices
+            ]
+        )
+        # The rules shall know in which precision it was computed.
+        gramian = gramian / tf.cast(scale, gramian.dtype) ** 2
+        gramian = tf.cast(gramian, matrices[0].dtype)
+        return gramian, tf.linalg.diag_part(gramian)
+
+    def join(self, tape, stacked, gramian, weighted, scaled):
+        """Directions of the shared variables, by `id(variable)`."""
+        if not stacked:
+            return {}
+        shapes = {id(v): v.shape for v in self.shared}
+        if self.aggregator.needs_rows:
+            parts = self.parts_of_direction(list(stacked.values()), weighted)
+        else:
+            weights = self.weigh(gramian, weighted)
+            if self.aggregator.memory == "low":
+                return self.backward_once_more(tape, stacked, weights, scaled)
+            parts = [
+                tf.linalg.matvec(
+                    self.without_dead(rows),
+                    tf.cast(weights, rows.dtype),
+                    transpose_a=True,
+                )
+                for rows in stacked.values()
+            ]
+        # `apply` adds up what the replicas give it.
+        return {
+            key: tf.reshape(part / num_replicas(), shapes[key])
+            for key, part in zip(stacked, parts, strict=True)
+        }
+
+    def parts_of_direction(self, matrices, weighted):
+        """The direction of a rule that needs all rows, part by part."""
+        jacobian = tf.concat(matrices, 1)  # [num_tasks, num_params]
+        scale = tf.cast(self.scale(tf.ones([])), jacobian.dtype)
+        direction = self.aggregator(
+            jacobian / scale, self.losses_of(weighted), self.flags_for_rule()
+        )
+        direction = self.overflown(direction * scale)
+        return tf.split(direction, [m.shape[1] for m in matrices])
+
+    def weigh(self, gramian, weighted):
+        """The rule's `task_weights`, `[num_tasks]`."""
+        weights = self.aggregator.weigh(
+            gramian, self.losses_of(weighted), self.flags_for_rule()
+        )
+        return self.overflown(weights)
+
+    def backward_once_more(self, tape, stacked, weights, scaled):
+        """The weighted sum of gradients that were not kept."""
+        variables = [v for v in self.shared if id(v) in stacked]
+        weights = tf.cast(weights, next(iter(scaled.values())).dtype)
+        weights = dict(zip(self.names, tf.unstack(weights), strict=True))
+
+        def together():
+            return as_tensors(
+                tape.gradient(
+                    list(scaled.values()),
+                    variables,
+                    output_gradients=[weights[name] for name in scaled],
+                )
+            )
+
+        def one_by_one():
+            # 0 times a gradient that is not finite would be NaN.
+            total = [tf.zeros(v.shape, v.dtype) for v in variables]
+            for name in self.names:
+                taken = tape.gradient(
+                    scaled[name], variables, output_gradients=weights[name]
+                )
+                total = [
+                    t if g is None else t + self.if_live(name, g)
+                    for t, g in zip(total, taken, strict=True)
+                ]
+            return total
+
+        found = tf.cond(self.every_finite, together, one_by_one)
+        # Each replica has its own part of the batch: `apply` adds them up.
+        return dict(zip(map(id, variables), found, strict=True))
+
+    # -- which tasks count ----------------------------------------------------
+
+    def note_live(self, weighted, own_gradients, squares):
+        """Settles which tasks have labels and a finite gradient."""
+        losses = tf.stack([weighted[name] for name in self.names])
+        finite = every_replica(tf.math.is_finite(losses))
+        self.overflow = None
+        if self.loss_scaled:
+            # An overflow is the affair of the optimizer, which has to see it.
+            self.overflow = ~tf.reduce_all(tf.math.is_finite(squares) | ~finite)
+        else:
+            finite &= tf.math.is_finite(squares)
+            own = [
+                [g for g in map(own_gradients.get, ids) if g is not None]
+                for ids in ([id(v) for v in self.own[n]] for n in self.names)
+            ]
+            finite &= tf.stack(
+                [all_finite(g) if g else tf.constant(True) for g in own]
+            )
+        self.every_finite = tf.reduce_all(finite)
+        self.live = {}
+        for name, flag in zip(self.names, tf.unstack(finite), strict=True):
+            self.batch.finite[name] = flag
+            self.live[name] = both(self.batch.labelled[name], flag)
+            self.batch.ran[name] = self.live[name]
 
     def labelled_in(self, index, tasks):
         # A task whose gradient is not finite is as one without labels.
@@ -72,77 +230,74 @@ class AggregatedStep(GroupStep):
             return any_of([self.live[n] for n in self.names if n in tasks])
         return super().labelled_in(index, tasks)
 
-    def _scale(self, loss):
+    def flags(self):
+        return tf.stack([tf.convert_to_tensor(f) for f in self.live.values()])
+
+    def flags_for_rule(self):
+        """Without an overflown batch, which is not to get into its state."""
+        if self.overflow is None:
+            return self.flags()
+        return self.flags() & ~self.overflow
+
+    def overflown(self, tensor):
+        if self.overflow is None:
+            return tensor
+        nan = tf.constant(float("nan"), tensor.dtype)
+        return tf.where(self.overflow, nan, tensor)
+
+    def rest_dead_heads(self, gradients):
+        for name in self.names:
+            for v in self.own[name]:
+                if id(v) in gradients:
+                    gradients[id(v)] = self.if_live(name, gradients[id(v)])
+
+    def if_live(self, name, gradient):
+        gradient = tf.convert_to_tensor(gradient)
+        if self.live[name] is True:
+            return gradient
+        return tf.where(self.live[name], gradient, tf.zeros_like(gradient))
+
+    def without_dead(self, rows):
+        """Rows that weights of 0 take out even if they are not finite."""
+        live = self.flags()[:, None]
+        return tf.cond(
+            self.every_finite,
+            lambda: rows,
+            lambda: tf.where(live, rows, tf.zeros_like(rows)),
+        )
+
+    # -- losses ---------------------------------------------------------------
+
+    def weighted(self, losses):
+        return {
+            name: self.batch.tasks.weighted(name, losses[name])
+            for name in self.names
+        }
+
+    def losses_of(self, weighted):
+        losses = tf.stack([weighted[name] for name in self.names])
+        return sum_over_replicas(losses)
+
+    def scale(self, loss):
         optimizer = self.model.optimizer
         if isinstance(optimizer, PerTaskOptimizer):
             return optimizer.scale_loss(loss, self.slot)
         return optimizer.scale_loss(loss)
 
-    def _join(self, rows, losses, live, variables):
-        """One gradient per variable: aggregated, or the task's own."""
-        gradients = [None] * len(variables)
-        shared = []
-        for position in range(len(variables)):
-            users = [n for n in self.names if rows[n][position] is not None]
-            if len(users) > 1:
-                shared.append(position)
-            elif users:
-                gradient = tf.convert_to_tensor(rows[users[0]][position])
-                gradients[position] = tf.where(
-                    live[users[0]], gradient, tf.zeros_like(gradient)
-                )
-        if not shared:
-            return gradients
-        scale = self._scale(tf.ones([]))
-        stacked = [
-            self._stack(rows, live, position, variables[position], scale)
-            for position in shared
-        ]
-        directions = self._aggregate(stacked, losses, live)
-        for position, direction in zip(shared, directions, strict=True):
-            # `apply` adds up what the replicas give it.
-            scaled = direction * tf.cast(scale, direction.dtype)
-            scaled = scaled / num_replicas()
-            gradients[position] = tf.reshape(scaled, variables[position].shape)
-        return gradients
 
-    def _stack(self, rows, live, position, variable, scale):
-        """Unscaled gradients of one variable, `[num_tasks, size]`."""
-        size = int(tf.TensorShape(variable.shape).num_elements())
-        flat = []
-        for name in self.names:
-            gradient = rows[name][position]
-            if gradient is None:
-                flat.append(tf.zeros([size], variable.dtype))
-                continue
-            gradient = tf.reshape(tf.convert_to_tensor(gradient), [size])
-            # Selected and not multiplied: NaN times 0 is NaN.
-            flat.append(tf.where(live[name], gradient, tf.zeros_like(gradient)))
-        stacked = sum_over_replicas(tf.stack(flat))
-        if is_loss_scaled(self.model.optimizer, self.slot):
-            stacked = stacked / tf.cast(scale, stacked.dtype)
-        return stacked
-
-    def _aggregate(self, stacked, losses, live):
-        aggregator = self.model._multi_task.update.aggregator
-        task_losses = tf.stack([losses[name] for name in self.names])
-        task_losses = sum_over_replicas(task_losses)
-        flags = tf.stack([tf.convert_to_tensor(live[n]) for n in self.names])
-        if isinstance(aggregator, GramianAggregator):
-            gramian = tf.add_n(
-                [tf.matmul(rows, rows, transpose_b=True) for rows in stacked]
-            )
-            weights = aggregator.weigh(gramian, task_losses, flags)
-            return [
-                tf.linalg.matvec(rows, weights, transpose_a=True)
-                for rows in stacked
-            ]
-        jacobian = tf.concat(stacked, axis=1)  # [num_tasks, num_params]
-        direction = aggregator(jacobian, task_losses, flags)
-        return tf.split(direction, [rows.shape[1] for rows in stacked])
+def sum_in_64(tensor):
+    return tf.cast(tensor, tf.float64)
 
 
-def _sum_of(gradient, term):
-    if gradient is None or term is None:
-        return term if gradient is None else gradient
-    return gradient + tf.convert_to_tensor(term)
+def as_tensors(gradients):
+    return [tf.convert_to_tensor(g) for g in gradients]
+
+
+def add_to(gradients, variables, terms):
+    """Adds gradients to those in a dict from `id(variable)`."""
+    for v, term in zip(variables, terms, strict=True):
+        if term is None:
+            continue
+        before = gradients.get(id(v))
+        term = tf.convert_to_tensor(term)
+        gradients[id(v)] = term if before is None else before + term

@@ -82,7 +82,7 @@ class RegroupedStep(GroupStep):
         with tf.GradientTape() as tape:
             scope = ForwardScope(plan.structure.layer_tasks)
             with scope:
-                predictions = self._predict()
+                predictions = self.predict()
                 losses = {n: self._loss(n, predictions[n]) for n in self.names}
                 added = scope.added_losses()
             counted = {
@@ -138,7 +138,7 @@ class RegroupedStep(GroupStep):
         update_if(live, commit, changed)
         return live
 
-    def _predict(self):
+    def predict(self):
         """All outputs; gradients pass from members alone to the trunk."""
         names, model, x = self.names, self.model, self.batch.x
         cut = self.plan.structure.cut_for(tuple((name,) for name in names))

@@ -23,12 +23,18 @@ from mtlkeras.optimizers.per_task_optimizer import (
 from mtlkeras.optimizers.variable_state import at_rest
 
 
-def sequential_step(batch):
-    """Every group in turn, each from the weights that the last one left."""
+def sequential_step(batch, step=None):
+    """Every group in turn, each from the weights that the last one left.
+
+    Args:
+        batch: The `Batch`.
+        step: The class of the groups' steps. Defaults to `GroupStep`.
+    """
     ran = []
     for index in range(len(batch.model._multi_task.plan.groups)):
-        ran.append(GroupStep(batch, index).run(ran))
-    batch.model.optimizer.finish_batch()
+        ran.append((step or GroupStep)(batch, index).run(ran))
+    if isinstance(batch.model.optimizer, PerTaskOptimizer):
+        batch.model.optimizer.finish_batch()
     batch.track()
 
 
@@ -62,7 +68,7 @@ class GroupStep:
         ]
         self.scope = ForwardScope(layers)
         with self.scope:
-            predictions = self.model._forward(self.names, batch.x)
+            predictions = self.predict()
             losses = {
                 name: batch.labels.loss(name, predictions[name])
                 for name in self.names
@@ -80,6 +86,10 @@ class GroupStep:
             )
             loss = loss + tf.cast(extra, loss.dtype)
         return losses, loss
+
+    def predict(self):
+        """Dict from task to its output, for the group's tasks."""
+        return self.model._forward(self.names, self.batch.x)
 
     def extra_loss(self, added):
         """The group's share of `add_loss` terms and regularizers, or `None`."""

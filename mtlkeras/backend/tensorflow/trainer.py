@@ -1,10 +1,12 @@
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.aggregated_step import aggregated_step
+from mtlkeras.backend.tensorflow.aggregated_step import AggregatedStep
 from mtlkeras.backend.tensorflow.batch import Batch
+from mtlkeras.backend.tensorflow.feature_step import FeatureStep
 from mtlkeras.backend.tensorflow.fused import fused_update
 from mtlkeras.backend.tensorflow.joint_step import joint_step
+from mtlkeras.backend.tensorflow.recorded_outputs import find_layer
 from mtlkeras.backend.tensorflow.regrouped_step import regrouped_step
 from mtlkeras.backend.tensorflow.replicas import update_if
 from mtlkeras.backend.tensorflow.selected_step import selected_step
@@ -24,8 +26,12 @@ class TensorFlowMultiTaskTrainer:
         self._bind_to(x)
         batch = Batch(self, x, y, sample_weight)
         strategy = self._multi_task.strategy
-        if self._multi_task.update.aggregator is not None:
-            aggregated_step(batch)
+        aggregator = self._multi_task.update.aggregator
+        if aggregator is not None:
+            at_features = aggregator.gradients_at == "features"
+            sequential_step(
+                batch, FeatureStep if at_features else AggregatedStep
+            )
         elif strategy.updates_jointly:
             joint_step(batch)
         elif strategy.regroups != "never":
@@ -70,6 +76,17 @@ class TensorFlowMultiTaskTrainer:
         """Fused updates for containers of several clones, on one device."""
         if not tf.distribute.has_strategy():
             optimizer.replace_update_steps(fused_update)
+
+    def _prepare_aggregator(self, aggregator):
+        """Compiles a rule's solver by itself; checks its feature layers."""
+        for name in aggregator.feature_layers or ():
+            find_layer(self, name)
+        if not tf.distribute.has_strategy():
+            aggregator.compile_solver(
+                lambda solve: tf.function(
+                    solve, jit_compile=True, autograph=False
+                )
+            )
 
     def _select_updates(self, optimizer):
         """Lets updates that depend on a condition run on several replicas."""

@@ -1,0 +1,74 @@
+import contextlib
+import difflib
+
+import keras
+
+
+class Record:
+    """Outputs of some layers, in the order of their calls.
+
+    Attributes:
+        when_complete: Function that gets the list of outputs as soon as every
+            layer was called once.
+    """
+
+    def __init__(self, names):
+        self.outputs = []
+        self.when_complete = None
+        self._waiting = set(names)
+
+    def add(self, name, output):
+        if not self._waiting:
+            raise ValueError(
+                f"The layer '{name}' in `feature_layers` is called again after "
+                "all of them were: where the shared part ends must be clear. "
+                "Name the last layers that the tasks share."
+            )
+        self.outputs.append(output)
+        self._waiting.discard(name)
+        if not self._waiting:
+            self.when_complete(self.outputs)
+
+    def check(self):
+        if self._waiting:
+            raise ValueError(
+                "Every layer in `feature_layers` must be called by the model. "
+                f"Not called: {sorted(self._waiting)}"
+            )
+
+
+@contextlib.contextmanager
+def recorded_outputs(model, names):
+    """Records the outputs of the named layers while the model is called."""
+    record = Record(names)
+    layers = [find_layer(model, name) for name in names]
+    for layer in layers:
+        layer.__dict__["call"] = _recording(layer.call, layer.name, record)
+    try:
+        yield record
+    finally:
+        for layer in layers:
+            del layer.__dict__["call"]
+
+
+def find_layer(model, name):
+    layers = {layer.name: layer for layer in model._flatten_layers()}
+    layers.pop(model.name, None)
+    if name not in layers:
+        near = difflib.get_close_matches(name, layers, 1, 0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            "Argument `feature_layers` must name layers of the model, out of "
+            f"{sorted(layers)}. Received: {name!r}.{hint}"
+        )
+    return layers[name]
+
+
+def _recording(call, name, record):
+    def recording(*args, **kwargs):
+        outputs = call(*args, **kwargs)
+        for output in keras.tree.flatten(outputs):
+            record.add(name, output)
+        return outputs
+
+    return recording
