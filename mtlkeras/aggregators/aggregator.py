@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -210,9 +211,7 @@ class Aggregator(keras.layers.Layer):
         if any(weights is None for weights in found):
             return None
         order = sum(self._group_indices, ())
-        return ops.convert_to_numpy(ops.concatenate(found))[
-            sorted(range(len(order)), key=order.__getitem__)
-        ]
+        return np.concatenate(found).astype("float32")[np.argsort(order)]
 
     def _own_task_weights(self):
         return None
@@ -236,7 +235,7 @@ class Aggregator(keras.layers.Layer):
         """Whether another aggregator is of the same kind and arguments."""
         if type(self) is not type(other):
             return False
-        mine, theirs = (_without_names(a.get_config()) for a in (self, other))
+        mine, theirs = (_settings(a.get_config()) for a in (self, other))
         return mine == theirs
 
     def get_config(self):
@@ -248,12 +247,13 @@ class Aggregator(keras.layers.Layer):
         }
 
 
-def _without_names(config):
+def _settings(config):
+    """A config without what two equal rules may differ in."""
     if isinstance(config, dict):
         return {
-            key: _without_names(value)
+            key: _settings(value)
             for key, value in config.items()
-            if key != "name"
+            if key not in ("name", "build_config")
         }
     return config
 
