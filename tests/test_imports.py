@@ -24,7 +24,6 @@ ALLOWED = {
 }
 
 EXCEPTIONS = {
-    ("mtlkeras/backend/tensorflow/aggregated_step.py", "aggregators"): (
         "only some aggregators are content with the Gramian"
     ),
     ("mtlkeras/backend/tensorflow/aggregated_step.py", "optimizers"): (

@@ -23,7 +23,7 @@ class AlignedMTL(GramianAggregator):
     The matrix of gradients is replaced by the nearest one whose singular
     values are all equal. Choose it when both conflicts and unlike lengths are
     to go, with a preference `p` that keeps its meaning: it converges to a
-    minimum of the weighted sum of losses.
+    stationary point of the weighted sum of losses.
 
     Args:
         scale: The common singular value, squared: the `"min"`, the `"median"`

@@ -19,13 +19,13 @@ class CAGrad(GramianAggregator):
 
     With `c = 0` it is the mean gradient, with `c >= 1` no loss increases, and
     for large `c` it goes towards `MGDA`. Choose it to trade the mean against
-    the worst task with one number; for `c < 1` it converges to a minimum of
-    the mean loss.
+    the worst task with one number; for `c < 1` it converges to a stationary
+    point of the mean loss.
 
     Solved exactly: a root search over minimum problems on the simplex. At a
     Pareto-stationary point, where no direction gains on all tasks, it is the
-    direction of that ball with no loss on any task that is nearest to the
-    mean.
+    direction with no loss on any task that is nearest to the mean (`DualProj`),
+    whatever `c`.
 
     Args:
         c: Float, not negative. Radius of the ball relative to the mean

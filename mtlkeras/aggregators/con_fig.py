@@ -51,15 +51,17 @@ class ConFIG(GramianAggregator):
         num_tasks = gramian.shape[0]
         preference = preference_weights(self.preference, num_tasks, live)
         cosines, norms, nonzero = cosines_and_norms(gramian, live)
+        tolerance = resolution(gramian.dtype, num_tasks)
         parts, _ = equal_projections(
             cosines,
             ops.where(nonzero, preference * num_tasks, 0.0),
             nonzero,
-            resolution(gramian.dtype, num_tasks),
+            tolerance,
         )
         images = ops.where(nonzero, matvec(cosines, parts), 0.0)
         square = ops.sum(parts * images)
-        exists = square > 1e-28
+        # Gradients that cancel leave nothing but rounding.
+        exists = square > max(1e-28, (4 * tolerance) ** 2)
         square = ops.where(exists, square, 1.0)
         length = ops.sum(ops.where(nonzero, norms * images, 0.0)) / square
         return ops.where(exists, length * parts / norms, 0.0)

@@ -31,7 +31,9 @@ class EMA(GramianAggregator):
     >>> rule.last_task_weights  # halfway from (0.5, 0.5) to (0.6, 0.4)
     array([0.55, 0.45], dtype=float32)
 
-    The average of a task without labels rests, and the task has weight 0.
+    The average of a task without labels rests, and the task has weight 0. For
+    rules whose weights do not sum to 1 the length of a step drifts in the
+    beginning.
 
     References:
         - [Zhou et al., 2022: On the Convergence of Stochastic Multi-Objective
@@ -79,6 +81,9 @@ class EMA(GramianAggregator):
             moved = ops.where(live, moved, average)
         self.average.assign(moved)
         return moved
+
+    def weights_of_single(self, num_tasks):
+        return self.aggregator.weights_of_single(num_tasks)
 
     def compile_solver(self, wrap):
         self.aggregator.compile_solver(wrap)

@@ -16,8 +16,9 @@ class FairGrad(GramianAggregator):
 
     `alpha = 1` is proportional fairness (`NashMTL` without its `max_norm`),
     `alpha = 2` minimises potential delay, and for `alpha` to infinity all
-    tasks gain alike. Choose it to say with one number how much the gain of the
-    worst task counts against the sum of gains.
+    tasks gain alike, where that is possible. With `alpha > 1` the direction
+    gets longer as the gradients get shorter. Choose it to say with one
+    number how much the gain of the worst task counts against the sum of gains.
 
     Solved exactly by a damped Newton method on the cosines.
 

@@ -2,7 +2,9 @@ import keras
 from keras import ops
 
 from mtlkeras.aggregators.aggregator import Aggregator
-from mtlkeras.linalg.counter_hash import WORD, random_integers
+from mtlkeras.linalg.counter_hash import random_integers
+
+BITS_TOO_MANY = 8  # of the 32 in a word
 
 
 @keras.saving.register_keras_serializable("mtlkeras")
@@ -69,7 +71,9 @@ class GradDrop(Aggregator):
         size = ops.shape(jacobian)[1]
         words = random_integers(self.seed, self.steps, size)
         self.steps.assign_add(1)
-        uniforms = ops.cast(words, jacobian.dtype) / WORD
+        # As many bits as float32 holds: rounded up to 1 they would drop all.
+        bits = ops.right_shift(words, BITS_TOO_MANY)
+        uniforms = ops.cast(bits, "float32") / 2**24
         return drop_signs(jacobian, uniforms, self.leak)
 
     def get_config(self):
@@ -88,6 +92,10 @@ def drop_signs(jacobian, uniforms, leak):
         uniforms: Tensor of shape `[num_params]`.
         leak: Float, or a sequence of one per task.
     """
+    dtype = jacobian.dtype
+    if keras.backend.standardize_dtype(dtype) != "float64":
+        jacobian = ops.cast(jacobian, "float32")
+    uniforms = ops.cast(uniforms, jacobian.dtype)
     total = ops.sum(jacobian, 0)
     size = ops.sum(ops.abs(jacobian), 0)
     purity = (1.0 + total / ops.where(size > 0, size, 1.0)) / 2.0
@@ -98,4 +106,4 @@ def drop_signs(jacobian, uniforms, leak):
     leak = ops.cast(ops.convert_to_tensor(leak), jacobian.dtype)
     leak = ops.reshape(leak, (-1, 1))
     share = leak + (1.0 - leak) * ops.cast(kept, jacobian.dtype)
-    return ops.sum(share * jacobian, 0)
+    return ops.cast(ops.sum(share * jacobian, 0), dtype)

@@ -42,7 +42,9 @@ class GradVac(GramianAggregator):
     In the first step all targets are 0, hence the result of `PCGrad`.
 
     Departures: one target per pair of tasks, not per layer. The cosines of a
-    changed gradient are computed without a constant in the denominator.
+    changed gradient are computed without a constant in the denominator. A
+    target counts as 0.999 at most: the formula has a pole at 1, where two
+    tasks that were equal so far would cost one step of 1e8 as they part.
 
     References:
         - [Wang et al., 2020](https://arxiv.org/abs/2010.05874)

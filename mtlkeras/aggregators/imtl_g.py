@@ -18,7 +18,10 @@ class IMTLG(GramianAggregator):
     Impartial: in the direction of every task's gradient the step is equally
     long, so the scale of a loss has no influence on the direction. Weights may
     be negative. Choose it as the closed-form rule that is blind to scales;
-    beware of gradients that nearly cancel, where it becomes very long.
+    beware of gradients that nearly cancel, where it becomes very long, and
+    of three or more gradients of which a short one lies between the others:
+    the sum of the weights then changes its sign, and the step increases every
+    loss.
 
     Args:
         **kwargs: As for `Aggregator`.

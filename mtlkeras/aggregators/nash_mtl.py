@@ -42,7 +42,8 @@ class NashMTL(GramianAggregator):
     programmes that stops early, up to sixty times off where lengths differ by
     1e4; this is the solution. At a Pareto-stationary point none exists: the
     direction goes to 0. A task with a gradient of 0 is left out. Between
-    updates a task that has no label has weight 0.
+    updates a task that has no label has weight 0, and one that comes back
+    without a weight makes an update due.
 
     References:
         - [Navon et al., 2022](https://arxiv.org/abs/2202.01017)
@@ -72,12 +73,18 @@ class NashMTL(GramianAggregator):
         if self.update_every == 1:
             weights = bargain(gramian, live)
         else:
+            kept = ops.convert_to_tensor(self.kept_weights)
+            nonzero = cosines_and_norms(gramian, live)[2]
+            # A task that was out when the weights were computed has none.
+            without = ops.any(ops.logical_and(nonzero, kept <= 0))
+            due = ops.equal(ops.mod(self.steps, self.update_every), 0)
             weights = ops.cond(
-                ops.equal(ops.mod(self.steps, self.update_every), 0),
-                lambda: bargain(gramian, live),
-                lambda: ops.convert_to_tensor(self.kept_weights),
+                ops.logical_or(due, without),
+                lambda: ops.where(nonzero, bargain(gramian, live), kept),
+                lambda: kept,
             )
             self.kept_weights.assign(weights)
+            weights = ops.where(nonzero, weights, 0.0)
         if self.max_norm is None:
             return weights
         # By way of the lengths: weights of short gradients are large.

@@ -40,8 +40,8 @@ class UPGrad(GramianAggregator):
     >>> keras.ops.convert_to_numpy(UPGrad()(jacobian)).round(4)
     array([0.2924, 1.9006, 1.9006])
 
-    Departures: the paper's code adds a ridge of 1e-4 of the mean squared
-    length, so tasks with a gradient a hundred times shorter than the longest
+    Departures: the paper's code adds a ridge of 1e-4 of the sum of squared
+    lengths, so tasks with a gradient a hundred times shorter than the longest
     may get worse, and returns the mean where all gradients are short. Neither
     is needed here.
 

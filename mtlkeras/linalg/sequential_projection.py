@@ -2,6 +2,8 @@ from keras import ops
 
 from mtlkeras.linalg.positive_definite import matvec
 
+HIGHEST = 0.999  # cosine that a target may ask for
+
 
 def project_conflicts(cosines, nonzero, order):
     """Takes out of every gradient, one after the other, what conflicts.
@@ -54,12 +56,13 @@ def raise_cosines(cosines, nonzero, order, targets, rate):
         length = ops.where(takes_part, length, 1.0)
         cosine = ops.clip(ops.sum(images * direction, -1) / length, -1.0, 1.0)
         target = ops.sum(targets * direction, -1)
+        moved = ops.where(takes_part, rate * (cosine - target), 0.0)
+        target = ops.clip(target, -HIGHEST, HIGHEST)
         below = ops.logical_and(takes_part, cosine < target)
-        rest = ops.sqrt(ops.maximum(1.0 - target * target, 1e-16))
+        rest = ops.sqrt(1.0 - target * target)
         sine = ops.sqrt(1.0 - cosine * cosine)
         added = length * (target * sine - cosine * rest) / rest
         rows = rows + ops.where(below, added, 0.0)[:, None] * direction
-        moved = ops.where(takes_part, rate * (cosine - target), 0.0)
         return rows, targets + moved[:, None] * direction
 
     identity = ops.eye(cosines.shape[0], dtype="float64")
