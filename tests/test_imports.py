@@ -24,8 +24,6 @@ ALLOWED = {
 }
 
 EXCEPTIONS = {
-        "only some aggregators are content with the Gramian"
-    ),
     ("mtlkeras/backend/tensorflow/aggregated_step.py", "optimizers"): (
         "an optimizer of the user's own knows no slots"
     ),
