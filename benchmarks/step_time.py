@@ -125,13 +125,19 @@ def main(arguments=None):
             for key, entries in measured.items():
                 report[key].extend(entries)
             gc.collect()
+    # Written before the longest part, which may fail, too.
+    write(report, options, started)
     if options.memory:
         say("memory ...")
         report["memory"] = measure_memory(options)
-    report["seconds"] = round(time.perf_counter() - started)
+        write(report, options, started)
     print_report(report)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
     say(f"Wrote {options.output} after {report['seconds']} s.")
+
+
+def write(report, options, started):
+    report["seconds"] = round(time.perf_counter() - started)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse(arguments):
@@ -269,6 +275,8 @@ def _memory_of(case):
     done = subprocess.run(
         [sys.executable, "-c", code.format(net, tasks, name)],
         cwd=HERE,
+        # Where this process found the package, from any folder.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )

@@ -81,7 +81,8 @@ class TensorFlowMultiTaskTrainer:
         """Compiles a rule's solver by itself; checks its feature layers."""
         for name in aggregator.feature_layers or ():
             find_layer(self, name)
-        if not tf.distribute.has_strategy():
+        # Who runs eagerly wants to look into it.
+        if not tf.distribute.has_strategy() and not self.run_eagerly:
             aggregator.compile_solver(
                 lambda solve: tf.function(
                     solve, jit_compile=True, autograph=False
