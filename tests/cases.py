@@ -1,12 +1,14 @@
 """One line per public object: every line inherits the checks of all files.
 
 To add a strategy, add a line to `STRATEGIES` (for the tasks of `nets.TASKS`)
-and its name to `PUBLIC`.
+and its name to `PUBLIC`; an aggregator, a line to `AGGREGATORS` (for three
+tasks) and its name to `PUBLIC`.
 """
 
 import keras
+import numpy as np
 
-from mtlkeras import strategies
+from mtlkeras import aggregators, strategies
 
 
 class Case:
@@ -72,6 +74,177 @@ STRATEGIES = [
 
 # Those whose tasks have updates of their own: rules of sub-steps hold for them.
 SUB_STEPPED = [case for case in STRATEGIES if case.id != "joint"]
+
+
+class AggregatorCase:
+    """An aggregator to test, and what is special to it.
+
+    Args:
+        aggregator: An id or an object for three tasks.
+        id: String for pytest. Defaults to the id.
+        degree: Number `k` so that gradients times `s` give a direction times
+            `s^k`; `None` where there is none. Defaults to 1.
+        equivariant: Whether the direction does not depend on the order of the
+            tasks, in the first step. Defaults to `True`.
+        leaves_out: Whether a task without labels is as one that does not
+            exist. Defaults to `True`.
+        ill_posed: Kinds of matrices (see `jacobians`) where rounding of the
+            gradients decides what the direction is. Defaults to none.
+    """
+
+    def __init__(
+        self,
+        aggregator,
+        id=None,
+        degree=1,
+        equivariant=True,
+        leaves_out=True,
+        ill_posed=(),
+    ):
+        self.given = aggregators.get(aggregator)
+        self.id = id or aggregator
+        self.degree = degree
+        self.equivariant = equivariant
+        self.leaves_out = leaves_out
+        self.ill_posed = set(ill_posed)
+        self.is_gramian = isinstance(self.given, aggregators.GramianAggregator)
+
+    def aggregator(self, tasks=None):
+        """A new object.
+
+        Args:
+            tasks: Indices of tasks: the rule as it is for these alone.
+        """
+        config = self.given.get_config()
+        if tasks is not None:
+            config = restrict(config, tasks)
+        return type(self.given).from_config(config)
+
+    def for_tasks(self, tasks):
+        """The case of the rule for some of its tasks."""
+        return AggregatorCase(self.aggregator(tasks), f"{self.id}{tasks}")
+
+    def __repr__(self):
+        return self.id
+
+
+def restrict(config, tasks):
+    """The config of a rule, its arguments per task for some tasks only."""
+    config = dict(config)
+    for key in ("preference", "signs", "leak"):
+        if isinstance(config.get(key), list):
+            config[key] = [config[key][i] for i in tasks]
+    if config.get("preference"):
+        # The tasks that stay share the weight of the others.
+        total = sum(config["preference"])
+        config["preference"] = [p / total for p in config["preference"]]
+    if "aggregator" in config:
+        inner = dict(config["aggregator"])
+        inner["config"] = restrict(inner["config"], tasks)
+        config["aggregator"] = inner
+    return config
+
+
+PREFERENCE = (np.array([1.0, 2.0, 3.0]) / 6).tolist()  # sums to 1
+
+AGGREGATORS = [
+    AggregatorCase("sum"),
+    AggregatorCase("mean"),
+    AggregatorCase(
+        aggregators.Mean(PREFERENCE), "mean_preference", equivariant=False
+    ),
+    AggregatorCase("pcgrad", equivariant=False),
+    AggregatorCase(
+        aggregators.PCGrad("ascending"), "pcgrad_ascending", equivariant=False
+    ),
+    AggregatorCase("gradvac", equivariant=False),
+    AggregatorCase(
+        aggregators.GradVac(0.2, "ascending"),
+        "gradvac_ascending",
+        equivariant=False,
+    ),
+    AggregatorCase("graddrop"),
+    AggregatorCase(
+        aggregators.GradDrop([0.1, 0.0, 1.0], seed=5),
+        "graddrop_leak",
+        equivariant=False,
+    ),
+    AggregatorCase("mgda"),
+    AggregatorCase(
+        aggregators.MGDA("l2"), "mgda_l2", degree=0, ill_posed=["parallel"]
+    ),
+    AggregatorCase(aggregators.MGDA("loss"), "mgda_loss"),
+    AggregatorCase("cagrad"),
+    AggregatorCase(aggregators.CAGrad(1.0, rescale=1), "cagrad_one"),
+    AggregatorCase(aggregators.CAGrad(10.0, rescale=2), "cagrad_ten"),
+    AggregatorCase("imtl_g"),
+    AggregatorCase("nash_mtl", degree=0, ill_posed=["stationary", "opposite"]),
+    AggregatorCase(
+        aggregators.NashMTL(None, update_every=3),
+        "nash_mtl_rare",
+        degree=0,
+        ill_posed=["stationary", "opposite"],
+    ),
+    AggregatorCase("fairgrad", degree=0, ill_posed=["stationary", "opposite"]),
+    AggregatorCase(
+        aggregators.FairGrad(2.0),
+        "fairgrad_two",
+        degree=-1 / 3,
+        ill_posed=["stationary", "opposite"],
+    ),
+    AggregatorCase("aligned_mtl", ill_posed=["parallel"]),
+    AggregatorCase(
+        aggregators.AlignedMTL("rmse", PREFERENCE),
+        "aligned_mtl_rmse",
+        equivariant=False,
+        ill_posed=["parallel"],
+    ),
+    AggregatorCase("upgrad", ill_posed=["opposite"]),
+    AggregatorCase(
+        aggregators.UPGrad(PREFERENCE),
+        "upgrad_preference",
+        equivariant=False,
+        ill_posed=["opposite"],
+    ),
+    AggregatorCase("dual_proj"),
+    AggregatorCase("con_fig"),
+    AggregatorCase(
+        aggregators.ConFIG(PREFERENCE), "con_fig_preference", equivariant=False
+    ),
+    AggregatorCase("moco", degree=None),
+    AggregatorCase(
+        aggregators.MoCo(scale_by_loss=True), "moco_scaled", degree=0
+    ),
+    AggregatorCase("db_mtl"),
+    AggregatorCase("normalized", degree=0),
+    AggregatorCase(
+        aggregators.Normalized([1, -1, 1]),
+        "normalized_signs",
+        degree=0,
+        equivariant=False,
+    ),
+    AggregatorCase("task_tensioner", ill_posed=["parallel", "lowrank"]),
+    AggregatorCase(
+        aggregators.TaskTensioner(window=2, bias_scale=0.5),
+        "task_tensioner_short",
+        ill_posed=["parallel", "lowrank"],
+    ),
+    AggregatorCase(aggregators.EMA("mgda"), "ema_mgda", leaves_out=False),
+    AggregatorCase(
+        aggregators.EMA("pcgrad", momentum=0.5),
+        "ema_pcgrad",
+        equivariant=False,
+        leaves_out=False,
+    ),
+]
+
+# One per class, for checks that take long.
+RULES = [
+    case
+    for position, case in enumerate(AGGREGATORS)
+    if type(case.given)
+    not in {type(earlier.given) for earlier in AGGREGATORS[:position]}
+]
 
 # What each folder exports; the other folders are private.
 PUBLIC = {

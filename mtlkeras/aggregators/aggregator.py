@@ -115,14 +115,16 @@ class Aggregator(keras.layers.Layer):
         live = ops.cast(live, "bool")
         # Selected and not multiplied: NaN times 0 is NaN.
         jacobian = ops.where(live[:, None], jacobian, 0.0)
-        task_losses = self._cast_losses(task_losses)
+        task_losses = self._cast_losses(task_losses, live)
+        dtype = keras.backend.standardize_dtype(jacobian.dtype)
+        jacobian = ops.cast(jacobian, wide_dtype(dtype))
         direction = self.aggregate(jacobian, task_losses, live)
-        direction = ops.cast(direction, jacobian.dtype)
         weights = ops.cast(
             self.weights_of_single(live.shape[0]), jacobian.dtype
         )
         single = ops.sum(weights[:, None] * jacobian, 0)
-        return ops.where(is_single(live), single, direction)
+        direction = ops.cast(direction, jacobian.dtype)
+        return ops.cast(ops.where(is_single(live), single, direction), dtype)
 
     def weights_of_single(self, num_tasks):
         """The weight of each task where it is the only live one."""
@@ -132,12 +134,11 @@ class Aggregator(keras.layers.Layer):
         jacobian = ops.convert_to_tensor(jacobian)
         check_matrix("jacobian", jacobian, "[num_tasks, num_params]")
         if not self.built:
-            dtype = keras.backend.standardize_dtype(jacobian.dtype)
-            self._state_dtype = dtype
+            self._state_dtype = wide_dtype(jacobian.dtype)
         self.ensure_built(*jacobian.shape)
         return super().__call__(jacobian, task_losses, live)
 
-    def _cast_losses(self, task_losses):
+    def _cast_losses(self, task_losses, live):
         if task_losses is None:
             if self.requires_losses:
                 raise ValueError(
@@ -145,7 +146,8 @@ class Aggregator(keras.layers.Layer):
                     "shape `[num_tasks]`. Received: task_losses=None"
                 )
             return None
-        return ops.cast(task_losses, "float64")
+        # What a task that is left out lost may be NaN.
+        return ops.where(live, ops.cast(task_losses, "float64"), 1.0)
 
     # -- state ----------------------------------------------------------------
 
@@ -264,6 +266,12 @@ def _check_choice(name, value, choices):
             f"Argument `{name}` must be one of {choices}. Received: "
             f"{name}={value!r}"
         )
+
+
+def wide_dtype(dtype):
+    """The dtype to sum products in: inner products overflow half precision."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return dtype if dtype in ("float32", "float64") else "float32"
 
 
 def all_live(num_tasks):

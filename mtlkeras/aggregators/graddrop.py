@@ -2,9 +2,7 @@ import keras
 from keras import ops
 
 from mtlkeras.aggregators.aggregator import Aggregator
-from mtlkeras.linalg.counter_hash import random_integers
-
-BITS_TOO_MANY = 8  # of the 32 in a word
+from mtlkeras.linalg.counter_hash import WORD, random_integers
 
 
 @keras.saving.register_keras_serializable("mtlkeras")
@@ -71,9 +69,7 @@ class GradDrop(Aggregator):
         size = ops.shape(jacobian)[1]
         words = random_integers(self.seed, self.steps, size)
         self.steps.assign_add(1)
-        # As many bits as float32 holds: rounded up to 1 they would drop all.
-        bits = ops.right_shift(words, BITS_TOO_MANY)
-        uniforms = ops.cast(bits, "float32") / 2**24
+        uniforms = to_uniforms(words, jacobian.dtype)
         return drop_signs(jacobian, uniforms, self.leak)
 
     def get_config(self):
@@ -84,6 +80,18 @@ class GradDrop(Aggregator):
         }
 
 
+def to_uniforms(words, dtype):
+    """Random integers as floats strictly between 0 and 1.
+
+    With 0 or 1 among them a gradient could be dropped that all tasks agree on.
+    As many bits are used as the floats hold exactly.
+    """
+    dtype = keras.backend.standardize_dtype(dtype)
+    count = 2**23 if dtype == "float32" else WORD
+    numbers = ops.cast(ops.floor_divide(words, WORD // count), dtype)
+    return (numbers + 0.5) / count
+
+
 def drop_signs(jacobian, uniforms, leak):
     """The direction for given uniform numbers, `[num_params]` both.
 
@@ -92,10 +100,6 @@ def drop_signs(jacobian, uniforms, leak):
         uniforms: Tensor of shape `[num_params]`.
         leak: Float, or a sequence of one per task.
     """
-    dtype = jacobian.dtype
-    if keras.backend.standardize_dtype(dtype) != "float64":
-        jacobian = ops.cast(jacobian, "float32")
-    uniforms = ops.cast(uniforms, jacobian.dtype)
     total = ops.sum(jacobian, 0)
     size = ops.sum(ops.abs(jacobian), 0)
     purity = (1.0 + total / ops.where(size > 0, size, 1.0)) / 2.0
@@ -103,7 +107,6 @@ def drop_signs(jacobian, uniforms, leak):
         ops.logical_and(jacobian > 0, purity > uniforms),
         ops.logical_and(jacobian < 0, purity < uniforms),
     )
-    leak = ops.cast(ops.convert_to_tensor(leak), jacobian.dtype)
-    leak = ops.reshape(leak, (-1, 1))
+    leak = ops.reshape(ops.convert_to_tensor(leak, jacobian.dtype), (-1, 1))
     share = leak + (1.0 - leak) * ops.cast(kept, jacobian.dtype)
-    return ops.cast(ops.sum(share * jacobian, 0), dtype)
+    return ops.sum(share * jacobian, 0)

@@ -69,7 +69,7 @@ class GramianAggregator(Aggregator):
         live = ops.cast(live, "bool")
         pairs = ops.logical_and(live[:, None], live[None, :])
         gramian = ops.where(pairs, gramian, 0.0)
-        task_losses = self._cast_losses(task_losses)
+        task_losses = self._cast_losses(task_losses, live)
         compute = self._solver.compiled or self.compute_weights
         weights = compute(gramian, task_losses, live)
         single = self.weights_of_single(gramian.shape[0])

@@ -46,9 +46,11 @@ class MoCo(Aggregator):
     >>> keras.ops.convert_to_numpy(rule(jacobian))
     array([0.5, 0.5])
 
-    The estimate and the weight of a task without labels rest, and it is left
-    out of the direction. Departures: published code uses a softmax, which is
-    no projection and cannot reach the faces of the simplex.
+    The estimate and the weight of a task without labels rest, and the others
+    share its part of the direction.
+
+    Departures: published code uses a softmax, which is no projection and cannot
+    reach the faces of the simplex.
 
     References:
         - [Fernando et al., 2023](https://openreview.net/forum?id=dLAYGdKTi2)
@@ -115,17 +117,21 @@ class MoCo(Aggregator):
         )
         weights = ops.convert_to_tensor(self.task_weights)
         mass = ops.sum(ops.where(live, weights, 0.0))
+        used = self._move(share_of_live(weights, live), gramian, decay, live)
+        self.task_weights.assign(ops.where(live, mass * used, weights))
+        used = ops.cast(used, estimates.dtype)
+        return ops.matmul(used[None, :], tracked)[0]
+
+    def _move(self, weights, gramian, decay, live):
+        """A projected step of weights on the simplex of the live tasks."""
         pull = ops.matmul(gramian, weights[:, None])[:, 0] + self.rho * weights
         moved = weights - self.gamma * decay * pull
-        if self.projection == "softmax":
-            moved = ops.softmax(ops.where(live, moved, -float("inf")))
-            moved = mass * ops.where(live, moved, 0.0)
-        else:
-            moved = simplex_projection(moved, live, mass)
-        weights = ops.where(live, moved, weights)
-        self.task_weights.assign(weights)
-        used = ops.cast(ops.where(live, weights, 0.0), estimates.dtype)
-        return ops.matmul(used[None, :], tracked)[0]
+        if self.projection == "simplex":
+            return simplex_projection(moved, live, 1.0)
+        # Not minus infinity, of which a softmax over nothing makes NaN.
+        moved = ops.where(live, moved, ops.max(moved))
+        parts = ops.exp(moved - ops.max(moved))
+        return share_of_live(parts, live)
 
     def _own_task_weights(self):
         if not self.built or not int(self.steps):
@@ -142,3 +148,11 @@ class MoCo(Aggregator):
             "projection": self.projection,
             "scale_by_loss": self.scale_by_loss,
         }
+
+
+def share_of_live(weights, live):
+    """Non-negative weights scaled to sum 1 on the live tasks, 0 elsewhere."""
+    kept = ops.where(live, weights, 0.0)
+    # Live tasks without any weight share alike.
+    kept = ops.where(ops.sum(kept) > 0, kept, ops.cast(live, "float64"))
+    return ops.divide_no_nan(kept, ops.sum(kept))

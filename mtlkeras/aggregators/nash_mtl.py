@@ -28,8 +28,9 @@ class NashMTL(GramianAggregator):
             this length. Defaults to `1.0` (the authors' code); `None` leaves
             it at `sqrt(T)`.
         update_every: Integer. The weights are computed anew in every
-            `update_every`-th step and kept in between. Gradients are needed in
-            all steps for the direction. Defaults to `1`.
+            `update_every`-th step, and when a task comes (back) that has none;
+            in between they are kept. Gradients are needed in all steps for the
+            direction. Defaults to `1`.
         **kwargs: As for `Aggregator`.
 
     Example:

@@ -83,7 +83,10 @@ def draw_order(order, seed, step, num_tasks):
         ascending = ops.arange(num_tasks, dtype="int32")
         return ops.broadcast_to(ascending, (num_tasks, num_tasks))
     keys = random_integers(seed, step, num_tasks * num_tasks)
-    return ops.argsort(ops.reshape(keys, (num_tasks, num_tasks)), axis=1)
+    keys = ops.reshape(keys, (num_tasks, num_tasks))
+    # Equal keys are told apart by task, so the order is the same everywhere.
+    tasks = ops.arange(num_tasks, dtype="int64")
+    return ops.argsort(keys * num_tasks + tasks, axis=1)
 
 
 def sum_of_rows(rows, norms, nonzero):
