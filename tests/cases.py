@@ -238,6 +238,8 @@ AGGREGATORS = [
     ),
 ]
 
+AGGREGATOR = {case.id: case for case in AGGREGATORS}
+
 # One per class, for checks that take long.
 RULES = [
     case

@@ -65,6 +65,19 @@ class Compiled:
         self.rule.reset_state()
         return self.run(jacobian, task_losses, live)
 
+    def padded(self, jacobian, task_losses=None):
+        """As a call, with fewer tasks than the function is for."""
+        num_tasks = self.step.input_signature[1].shape[0]
+        count = len(jacobian)
+        rows = np.full((num_tasks, jacobian.shape[1]), np.nan)
+        losses = np.full(num_tasks, np.nan)
+        rows[:count] = jacobian
+        losses[:count] = (
+            losses_of(count) if task_losses is None else task_losses
+        )
+        direction = self(rows, losses, np.arange(num_tasks) < count)
+        return direction
+
     @property
     def weights(self):
         return self.rule.last_task_weights

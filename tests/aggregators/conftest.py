@@ -1,5 +1,3 @@
-import gc
-
 import compiled
 import keras
 import pytest
@@ -12,8 +10,6 @@ def _fixed_seeds():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget():
-    yield
-    compiled.forget()
-    gc.collect()
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        compiled.forget()
