@@ -22,10 +22,10 @@ class CAGrad(GramianAggregator):
     the worst task with one number; for `c < 1` it converges to a stationary
     point of the mean loss.
 
-    Solved exactly: a root search over minimum problems on the simplex. At a
-    Pareto-stationary point, where no direction gains on all tasks, it is the
-    direction with no loss on any task that is nearest to the mean (`DualProj`),
-    whatever `c`.
+    Solved exactly: a root search over minimum problems on the simplex. Where
+    directions in that ball lose on no task but none gains on all (at a
+    Pareto-stationary point), it is the one of them that is nearest to the mean,
+    that of `DualProj`.
 
     Args:
         c: Float, not negative. Radius of the ball relative to the mean
