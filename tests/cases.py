@@ -86,8 +86,6 @@ class AggregatorCase:
             `s^k`; `None` where there is none. Defaults to 1.
         equivariant: Whether the direction does not depend on the order of the
             tasks, in the first step. Defaults to `True`.
-        leaves_out: Whether a task without labels is as one that does not
-            exist. Defaults to `True`.
         ill_posed: Kinds of matrices (see `jacobians`) where rounding of the
             gradients decides what the direction is. Defaults to none.
     """
@@ -98,14 +96,12 @@ class AggregatorCase:
         id=None,
         degree=1,
         equivariant=True,
-        leaves_out=True,
         ill_posed=(),
     ):
         self.given = aggregators.get(aggregator)
         self.id = id or aggregator
         self.degree = degree
         self.equivariant = equivariant
-        self.leaves_out = leaves_out
         self.ill_posed = set(ill_posed)
         self.is_gramian = isinstance(self.given, aggregators.GramianAggregator)
 
@@ -229,12 +225,11 @@ AGGREGATORS = [
         "task_tensioner_short",
         ill_posed=["parallel", "lowrank"],
     ),
-    AggregatorCase(aggregators.EMA("mgda"), "ema_mgda", leaves_out=False),
+    AggregatorCase(aggregators.EMA("mgda"), "ema_mgda"),
     AggregatorCase(
         aggregators.EMA("pcgrad", momentum=0.5),
         "ema_pcgrad",
         equivariant=False,
-        leaves_out=False,
     ),
 ]
 

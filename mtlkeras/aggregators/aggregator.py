@@ -136,6 +136,10 @@ class Aggregator(keras.layers.Layer):
         if not self.built:
             self._state_dtype = wide_dtype(jacobian.dtype)
         self.ensure_built(*jacobian.shape)
+        if task_losses is not None:
+            task_losses = ops.convert_to_tensor(task_losses)
+        if live is not None:
+            live = ops.convert_to_tensor(live, "bool")
         return super().__call__(jacobian, task_losses, live)
 
     def _cast_losses(self, task_losses, live):
@@ -172,7 +176,11 @@ class Aggregator(keras.layers.Layer):
         """Makes the variables of the rule, with `add_state`; none here."""
 
     def add_state(self, name, shape, initializer="zeros", dtype="float64"):
-        """A variable of the rule that is saved, restored and reset."""
+        """A variable of the rule that is saved, restored and reset.
+
+        Read it with `ops.copy`: `ops.convert_to_tensor` returns the variable
+        itself, which shows what is assigned later.
+        """
         initializer = keras.initializers.get(initializer)
         variable = self.add_weight(
             shape=shape,

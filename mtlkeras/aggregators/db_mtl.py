@@ -28,7 +28,8 @@ class DBMTL(Aggregator):
         **kwargs: As for `Aggregator`, without features: the estimates belong
             to parameters.
 
-    Needs `task_losses`, all positive: a loss below 1e-8 counts as 1e-8.
+    Needs `task_losses`, all positive. Of a negative loss the size counts, and
+    a size below 1e-8 counts as 1e-8.
 
     Example:
 
@@ -68,7 +69,7 @@ class DBMTL(Aggregator):
     def aggregate(self, jacobian, task_losses, live):
         self.steps.assign_add(1)
         momentum = self.beta * ops.cast(self.steps, "float64") ** -self.sigma
-        estimates = ops.convert_to_tensor(self.estimates)
+        estimates = ops.copy(self.estimates)
         momentum = ops.cast(momentum, estimates.dtype)
         inverse = 1.0 / ops.maximum(ops.abs(task_losses), 1e-8)
         rows = jacobian * ops.cast(inverse, jacobian.dtype)[:, None]

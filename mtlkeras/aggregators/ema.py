@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from mtlkeras.aggregators.aggregator import all_live
 from mtlkeras.aggregators.gramian_aggregator import GramianAggregator
 
 
@@ -12,10 +13,10 @@ class EMA(GramianAggregator):
     w <- momentum w + (1 - momentum) w_rule
     ```
 
-    from `1 / T` for each of `T` tasks. The weights of a rule jump from batch to
-    batch, with the noise of the gradients, which biases the direction; an
-    exponential moving average takes the noise out and makes the stochastic
-    rule converge. Choose it with small batches.
+    from the rule's own weights in the first step. The weights of a rule jump
+    from batch to batch, with the noise of the gradients, which biases the
+    direction; an exponential moving average takes the noise out and makes the
+    stochastic rule converge. Choose it with small batches.
 
     Args:
         aggregator: The rule: an id, a config or a `GramianAggregator`.
@@ -27,13 +28,13 @@ class EMA(GramianAggregator):
 
     >>> rule = EMA("mgda", momentum=0.5)
     >>> jacobian = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
-    >>> direction = rule(jacobian)
-    >>> rule.last_task_weights  # halfway from (0.5, 0.5) to (0.6, 0.4)
+    >>> direction = rule(jacobian)  # weights (0.6, 0.4)
+    >>> direction = rule(np.eye(2, 3))  # (0.5, 0.5) by itself
+    >>> rule.last_task_weights
     array([0.55, 0.45], dtype=float32)
 
-    The average of a task without labels rests, and the task has weight 0. For
-    rules whose weights do not sum to 1 the length of a step drifts in the
-    beginning.
+    The average of a task without labels rests, and the task has weight 0; that
+    of a task without a past starts with its first weight.
 
     References:
         - [Zhou et al., 2022: On the Convergence of Stochastic Multi-Objective
@@ -66,20 +67,23 @@ class EMA(GramianAggregator):
         self.requires_losses = aggregator.requires_losses
 
     def build_state(self, num_tasks, num_params):
-        self.average = self.add_state(
-            "average", (num_tasks,), keras.initializers.Constant(1 / num_tasks)
-        )
+        self.average = self.add_state("average", (num_tasks,))
+        self.known = self.add_state("known", (num_tasks,), dtype="int32")
         if not self.aggregator.built:
             self.aggregator.build((num_tasks, num_params))
 
     def compute_weights(self, gramian, task_losses=None, live=None):
         self.ensure_built(gramian.shape[0])
         weights = self.aggregator.weigh(gramian, task_losses, live)
-        average = ops.convert_to_tensor(self.average)
+        if live is None:
+            live = all_live(gramian.shape[0])
+        average = ops.copy(self.average)
+        known = ops.copy(self.known)
         moved = self.momentum * average + (1.0 - self.momentum) * weights
-        if live is not None:
-            moved = ops.where(live, moved, average)
+        moved = ops.where(known > 0, moved, weights)
+        moved = ops.where(live, moved, average)
         self.average.assign(moved)
+        self.known.assign(ops.maximum(known, ops.cast(live, "int32")))
         return moved
 
     def weights_of_single(self, num_tasks):

@@ -67,7 +67,7 @@ class GradVac(GramianAggregator):
         self.ensure_built(gramian.shape[0])
         cosines, norms, nonzero = cosines_and_norms(gramian, live)
         order = draw_order(self.order, self.seed, self.steps, norms.shape[0])
-        targets = ops.convert_to_tensor(self.targets)
+        targets = ops.copy(self.targets)
         rows, targets = raise_cosines(
             cosines, nonzero, order, targets, self.beta
         )

@@ -66,7 +66,7 @@ class GramianAggregator(Aggregator):
         check_matrix("gramian", gramian, "[num_tasks, num_tasks]")
         self.ensure_built(gramian.shape[0])
         live = all_live(gramian.shape[0]) if live is None else live
-        live = ops.cast(live, "bool")
+        live = ops.convert_to_tensor(live, "bool")
         pairs = ops.logical_and(live[:, None], live[None, :])
         gramian = ops.where(pairs, gramian, 0.0)
         task_losses = self._cast_losses(task_losses, live)

@@ -105,7 +105,7 @@ class MoCo(Aggregator):
             safe = ops.where(lengths > 0, lengths, 1.0)
             scale = ops.cast(task_losses / safe, jacobian.dtype)
             jacobian = jacobian * scale[:, None]
-        estimates = ops.convert_to_tensor(self.estimates)
+        estimates = ops.copy(self.estimates)
         rate = ops.where(live, self.beta * decay, 0.0)
         rate = ops.cast(rate, estimates.dtype)[:, None]
         rows = ops.cast(jacobian, estimates.dtype)
@@ -115,7 +115,7 @@ class MoCo(Aggregator):
         gramian = ops.cast(
             ops.matmul(tracked, ops.transpose(tracked)), "float64"
         )
-        weights = ops.convert_to_tensor(self.task_weights)
+        weights = ops.copy(self.task_weights)
         mass = ops.sum(ops.where(live, weights, 0.0))
         used = self._move(share_of_live(weights, live), gramian, decay, live)
         self.task_weights.assign(ops.where(live, mass * used, weights))

@@ -74,7 +74,7 @@ class NashMTL(GramianAggregator):
         if self.update_every == 1:
             weights = bargain(gramian, live)
         else:
-            kept = ops.convert_to_tensor(self.kept_weights)
+            kept = ops.copy(self.kept_weights)
             nonzero = cosines_and_norms(gramian, live)[2]
             # A task that was out when the weights were computed has none.
             without = ops.any(ops.logical_and(nonzero, kept <= 0))

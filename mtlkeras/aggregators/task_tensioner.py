@@ -105,14 +105,14 @@ class TaskTensioner(GramianAggregator):
 
     def _tensions(self, norms, nonzero, task_losses):
         """`c_i`; 0 for a task whose history is too short."""
-        seen = ops.convert_to_tensor(self.seen)
+        seen = ops.copy(self.seen)
         position = ops.cast(ops.mod(seen, self.window), "int32")
         here = ops.one_hot(position, self.window, dtype="float64")
         here = ops.where(nonzero[:, None], here, 0.0)
-        lengths = ops.convert_to_tensor(self.lengths)
+        lengths = ops.copy(self.lengths)
         lengths = lengths * (1.0 - here) + norms[:, None] * here
         seen = seen + ops.cast(nonzero, "int64")
-        sums, before = ops.sum(lengths, 1), ops.convert_to_tensor(self.sums)
+        sums, before = ops.sum(lengths, 1), ops.copy(self.sums)
         self.lengths.assign(lengths)
         self.seen.assign(seen)
         full = ops.logical_and(nonzero, seen >= self.window)

@@ -157,8 +157,6 @@ def test_half_precision_is_widened_inside(case):
 
 @every_rule
 def test_a_dead_task_is_as_one_that_does_not_exist(case):
-    if not case.leaves_out:
-        pytest.skip("remembers the task")
     dead, kept = 1, [0, 2]
     live = np.array([True, False, True])
     whole = compiled(case, T, P)
