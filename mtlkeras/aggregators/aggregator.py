@@ -92,7 +92,7 @@ class Aggregator(keras.layers.Layer):
         self.memory = memory
         self.num_tasks = None
         self._state = []  # (variable, initializer)
-        self._group_aggregators = []
+        self._groups = _Groups()
         self._group_indices = []
         self._state_dtype = "float32"
 
@@ -210,12 +210,12 @@ class Aggregator(keras.layers.Layer):
         `None` for a rule that is no weighted sum of the task gradients, and
         before the first step. In the order of the model's tasks.
         """
-        if not self._group_aggregators:
+        if not self._groups.aggregators:
             return self._own_task_weights()
         found = [
             a.last_task_weights if len(indices) > 1 else [1.0]
             for a, indices in zip(
-                self._group_aggregators, self._group_indices, strict=True
+                self._groups.aggregators, self._group_indices, strict=True
             )
         ]
         if any(weights is None for weights in found):
@@ -236,10 +236,10 @@ class Aggregator(keras.layers.Layer):
             return [self]
         if self._group_indices != list(groups):
             self._group_indices = list(groups)
-            self._group_aggregators = [
+            self._groups.aggregators = [
                 type(self).from_config(self.get_config()) for _ in groups
             ]
-        return list(self._group_aggregators)
+        return list(self._groups.aggregators)
 
     def same_rule(self, other):
         """Whether another aggregator is of the same kind and arguments."""
@@ -255,6 +255,14 @@ class Aggregator(keras.layers.Layer):
             "memory": self.memory,
             "name": self.name,
         }
+
+
+class _Groups(keras.layers.Layer):
+    """Holds the copies of a rule that has been built, which takes no more."""
+
+    def __init__(self):
+        super().__init__(name="groups")
+        self.aggregators = []
 
 
 def _settings(config):
