@@ -103,6 +103,7 @@ class AggregatorCase:
         self.degree = degree
         self.equivariant = equivariant
         self.ill_posed = set(ill_posed)
+        self.config = self.given.get_config()
         self.is_gramian = isinstance(self.given, aggregators.GramianAggregator)
 
     def aggregator(self, tasks=None):
@@ -111,7 +112,7 @@ class AggregatorCase:
         Args:
             tasks: Indices of tasks: the rule as it is for these alone.
         """
-        config = self.given.get_config()
+        config = self.config
         if tasks is not None:
             config = restrict(config, tasks)
         return type(self.given).from_config(config)

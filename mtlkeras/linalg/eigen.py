@@ -39,6 +39,9 @@ def symmetric_eigen(matrix):
         sign = 1.0 - 2.0 * ops.cast(ratio < 0, "float64")
         tangent = sign / (ops.abs(ratio) + ops.sqrt(1.0 + ratio * ratio))
         tangent = ops.where(turns, tangent, 0.0)
+        # Both of a pair must turn by the same angle, to the last bit; where
+        # their values are equal, rounding decides what the angle is.
+        tangent = ops.where(first, tangent, ops.take(tangent, partner))
         cosine = 1.0 / ops.sqrt(1.0 + tangent * tangent)
         sine = tangent * cosine * (1.0 - 2.0 * ops.cast(first, "float64"))
 
@@ -46,7 +49,6 @@ def symmetric_eigen(matrix):
             return m * cosine + ops.take(m, partner, axis=1) * sine
 
         a = columns(ops.transpose(columns(a)))
-        # Both of a pair must see the same angle, to the last bit.
         return (a + ops.transpose(a)) / 2.0, columns(vectors)
 
     def sweep(a, vectors, done):

@@ -167,8 +167,10 @@ def test_preference_of_the_projected_gradients(name):
 # -- CAGrad -------------------------------------------------------------------
 
 
-# No direction gains on all tasks.
-NO_GAIN = ["zerorow", "stationary", "opposite"]
+def is_stationary(jacobian):
+    """Whether no direction gains on all tasks."""
+    shortest = large("mgda").padded(jacobian)
+    return np.linalg.norm(shortest) <= 1e-7 * np.linalg.norm(jacobian)
 
 
 def largest_gain(jacobian, radius):
@@ -224,9 +226,7 @@ def test_cagrad_gains_as_much_as_can_be(c):
         # a bound, among them the one that our own shift comes from.
         weights = cagrad(c).weights[: len(jacobian)].astype("float64")
         parts = np.maximum(weights - 1 / len(jacobian), 0)
-        # Where 0 is in the hull nothing gains, and the shift is no witness.
-        shortest = np.linalg.norm(large("mgda").padded(jacobian))
-        if np.sum(parts) > 0 and shortest > 1e-6 * size:
+        if np.sum(parts) > 0 and not is_stationary(jacobian):
             combined = parts / np.sum(parts) @ jacobian
             bound = combined @ mean + radius * np.linalg.norm(combined)
             assert gain >= bound - 1e-5 * size**2, kind  # float32 weights
@@ -260,7 +260,7 @@ def test_cagrad_has_no_duality_gap(c):
             # Measured: 1e-10 and 4e-9 on badscale, else 1e-13.
             tolerance = 1e-8 if kind == "badscale" else 1e-11
             assert abs(off) <= tolerance, kind
-            assert kind in NO_GAIN or abs(gap) <= tolerance, kind
+            assert kind == "zerorow" or abs(gap) <= tolerance, kind
 
 
 def test_cagrad_equals_a_general_solver():

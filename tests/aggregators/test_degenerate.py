@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import AGGREGATOR
+from cases import AGGREGATOR, RULES
 from compiled import compiled
 from jacobians import draw
 
@@ -165,9 +165,9 @@ def _unit_weights(jacobian):
     return weights / np.linalg.norm(weights)
 
 
-@pytest.mark.parametrize("id", AGGREGATOR)
-def test_float32_of_every_size_is_finite(id):
-    single = compiled(AGGREGATOR[id], T, P, dtype="float32")
+@pytest.mark.parametrize("case", RULES, ids=repr)
+def test_float32_of_every_size_is_finite(case):
+    single = compiled(case, T, P, dtype="float32")
     for scale in (1e-30, 1e-20, 1e-10, 1e10, 1e18):
         for kind in ("normal", "conflict", "stationary"):
             jacobian = scale * draw(kind, T, P)

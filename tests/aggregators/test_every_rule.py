@@ -9,7 +9,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from cases import AGGREGATORS, RULES
+from cases import AGGREGATOR, AGGREGATORS, RULES, restrict
 from compiled import compiled, losses_of
 from jacobians import WELL_POSED, drawn
 
@@ -22,6 +22,13 @@ FLOAT32 = 3e-6  # measured: 7e-7, most 1e-7
 
 every_rule = pytest.mark.parametrize("case", AGGREGATORS, ids=repr)
 one_per_class = pytest.mark.parametrize("case", RULES, ids=repr)
+EQUIVARIANT = [case for case in AGGREGATORS if case.equivariant]
+# One per class, and those with arguments per task.
+PER_TASK = [
+    case
+    for case in AGGREGATORS
+    if case in RULES or str(restrict(case.config, [0, 1])) != str(case.config)
+]
 
 
 def matrices(case):
@@ -80,10 +87,8 @@ def test_finite_for_every_matrix_at_every_scale(case):
             )
 
 
-@every_rule
+@pytest.mark.parametrize("case", EQUIVARIANT, ids=repr)
 def test_relabelling_tasks_leaves_the_direction(case):
-    if not case.equivariant:
-        pytest.skip("depends on the order of the tasks")
     rule = compiled(case, T, P)
     losses = losses_of(T)
     for kind, jacobian in matrices(case).items():
@@ -99,10 +104,10 @@ def test_relabelling_tasks_leaves_the_direction(case):
                 )
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "case", [case for case in EQUIVARIANT if case.is_gramian], ids=repr
+)
 def test_equal_gradients_have_equal_weights(case):
-    if not (case.equivariant and case.is_gramian):
-        pytest.skip("depends on the order of the tasks or has no weights")
     rule = compiled(case, T, P)
     rows = drawn(T, P, ["normal"])["normal"]
     for order in ([0, 1, 0], [0, 0, 1], [0, 0, 0]):
@@ -140,9 +145,10 @@ def test_float32_equals_float64(case):
         assert_same(found, wanted, FLOAT32, unit(case, jacobian), kind)
 
 
-@one_per_class
-def test_half_precision_is_widened_inside(case):
-    dtype = "float16" if case.is_gramian else "bfloat16"
+@pytest.mark.parametrize("id", ["mgda", "normalized", "graddrop", "moco"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_widened_inside(id, dtype):
+    case = AGGREGATOR[id]
     matrix = 1e-4 * drawn(T, P, ["conflict"])["conflict"]
     jacobian = keras.ops.cast(matrix, dtype)
     rounded = keras.ops.convert_to_numpy(keras.ops.cast(jacobian, "float32"))
@@ -155,7 +161,7 @@ def test_half_precision_is_widened_inside(case):
     )
 
 
-@every_rule
+@pytest.mark.parametrize("case", PER_TASK, ids=repr)
 def test_a_dead_task_is_as_one_that_does_not_exist(case):
     dead, kept = 1, [0, 2]
     live = np.array([True, False, True])
@@ -273,10 +279,10 @@ def test_weights_tell_the_direction(case):
         )
 
 
-@one_per_class
+@pytest.mark.parametrize(
+    "case", [case for case in RULES if case.is_gramian], ids=repr
+)
 def test_gramian_path_equals_jacobian_path(case):
-    if not case.is_gramian:
-        pytest.skip("needs the gradients themselves")
     by_jacobian = compiled(case, T, P)
     by_jacobian.rule.reset_state()
     rule = case.aggregator()

@@ -37,7 +37,7 @@ SEQUENCES = {
 @pytest.mark.parametrize("key", SEQUENCES)
 def test_twelve_steps_of_another_library(key):
     rule, tolerance = SEQUENCES[key]
-    for num_tasks in (2, 3, 5):
+    for num_tasks in (2, 5):
         step = new(rule, num_tasks, 20)
         jacobians = golden()[f"seq/J/T{num_tasks}"]
         losses = golden()[f"seq/L/T{num_tasks}"]
