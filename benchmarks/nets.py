@@ -9,6 +9,12 @@ import tensorflow as tf
 import mtlkeras
 
 BATCH_SIZE = {"mlp": 256, "conv": 64}
+AT_FEATURES, LOW_MEMORY = " at features", ", low memory"
+AGGREGATOR_MODES = {
+    "": {},
+    AT_FEATURES: {"gradients_at": "features"},
+    LOW_MEMORY: {"memory": "low"},
+}
 INPUT_SHAPE = {"mlp": (128,), "conv": (32, 32, 3)}
 
 
@@ -20,13 +26,16 @@ class Configuration:
         heads: How many tasks the model has.
         strategy: A strategy, or `None` for a stock `keras.Model`.
         fused: Whether the fused apply may be used.
-        trains: `False` measures the forward pass and the loss only.
+        aggregator: An aggregator, or `None`.
+        does: `"train"`; `"forward"`, the forward pass and the loss; or
+            `"backward"`, the forward pass and a backward pass for every task.
     """
 
     heads: int
     strategy: object = None
     fused: bool = True
-    trains: bool = True
+    aggregator: object = None
+    does: str = "train"
 
 
 def task_names(heads):
@@ -54,13 +63,24 @@ def configurations(tasks):
         "stock, all heads": Configuration(tasks),
         "stock, T/K heads": Configuration(tasks // groups),
         "stock, one head": Configuration(1),
-        "stock, one head, forward": Configuration(1, trains=False),
+        "stock, one head, forward": Configuration(1, does="forward"),
+        "forward, T backward": Configuration(tasks, does="backward"),
     }
     for name, strategy in ours.items():
         found[name] = Configuration(tasks, strategy)
     found["alternating, Keras's apply"] = Configuration(
         tasks, strategies.Alternating(), fused=False
     )
+    for id in mtlkeras.aggregators.ids():
+        cls = type(mtlkeras.aggregators.get(id))
+        for suffix, arguments in AGGREGATOR_MODES.items():
+            if suffix == AT_FEATURES and not cls.allows_features:
+                continue
+            if suffix == LOW_MEMORY and cls.needs_rows:
+                continue
+            found[id + suffix] = Configuration(
+                tasks, strategies.Joint(), aggregator=cls(**arguments)
+            )
     return found
 
 
@@ -97,7 +117,12 @@ def build_model(net, configuration):
     if not configuration.fused:
         optimizer = mtlkeras.optimizers.PerTaskOptimizer(optimizer, fused=False)
     model = mtlkeras.MultiTaskModel(inputs, outputs)
-    model.compile(optimizer, loss, strategy=configuration.strategy)
+    model.compile(
+        optimizer,
+        loss,
+        strategy=configuration.strategy,
+        aggregator=configuration.aggregator,
+    )
     return model
 
 
@@ -119,13 +144,38 @@ def build_step(net, configuration):
         for name in task_names(configuration.heads)
     }
     batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
-    if configuration.trains:
+    if configuration.does == "train":
         model.make_train_function()
         function = model.train_function
-    else:
+    elif configuration.does == "forward":
         model.make_test_function()
         function = model.test_function
+    else:
+        function = backward_passes(model)
     return model, lambda: function(batches)
+
+
+def backward_passes(model):
+    """A function that computes all tasks' gradients and does nothing more."""
+    variables = [v.value for v in model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def function(batches):
+        x, y = next(batches)
+        with tf.GradientTape(persistent=True) as tape:
+            outputs = model(x, training=True)
+            losses = [
+                tf.reduce_mean(tf.square(outputs[name] - y[name])) for name in y
+            ]
+        # What is returned is not pruned.
+        return [
+            gradient
+            for loss in losses
+            for gradient in tape.gradient(loss, variables)
+            if gradient is not None
+        ]
+
+    return function
 
 
 def slot_bytes(model):

@@ -8,17 +8,13 @@ to read them.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
-import datetime
 import gc
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+import memory
+from report import describe_run, print_table, say, write
 
 HERE = Path(__file__).parent
 
@@ -117,7 +113,7 @@ def main(arguments=None):
     import nets
 
     started = time.perf_counter()
-    report = describe_run(options)
+    report = describe_run(options, ["rows", "first_steps", "slots", "memory"])
     for net in options.nets:
         for tasks in options.tasks:
             say(f"{net}, T = {tasks} ...")
@@ -126,18 +122,18 @@ def main(arguments=None):
                 report[key].extend(entries)
             gc.collect()
     # Written before the longest part, which may fail, too.
-    write(report, options, started)
+    write(report, options.output, started)
     if options.memory:
         say("memory ...")
-        report["memory"] = measure_memory(options)
-        write(report, options, started)
+        report["memory"] = memory.peaks(
+            (net, tasks, name)
+            for net in options.nets
+            for tasks in options.tasks
+            for name in MEMORY
+        )
+        write(report, options.output, started)
     print_report(report)
     say(f"Wrote {options.output} after {report['seconds']} s.")
-
-
-def write(report, options, started):
-    report["seconds"] = round(time.perf_counter() - started)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse(arguments):
@@ -159,33 +155,6 @@ def parse(arguments):
     if options.memory is None:
         options.memory = not options.quick
     return options
-
-
-def describe_run(options):
-    import keras
-    import tensorflow as tf
-
-    import mtlkeras
-
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(
-            timespec="seconds"
-        ),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        # Well below the number of cores: the machine was quiet.
-        "load_at_start": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-        "mtlkeras": mtlkeras.__version__,
-        "quick": options.quick,
-        "rows": [],
-        "first_steps": [],
-        "slots": [],
-        "memory": [],
-    }
 
 
 def measure_steps(nets, net, tasks, options):
@@ -214,7 +183,7 @@ def measure_steps(nets, net, tasks, options):
         first_steps.append(
             {**entry, "build_s": build, "first_s": wall, "first_cpu_s": cpu}
         )
-        if known[name].trains:
+        if known[name].does == "train":
             measured, predicted = nets.slot_bytes(model)
             slots.append(
                 {**entry, "bytes": measured, "predicted_bytes": predicted}
@@ -253,53 +222,6 @@ def compare_rows(rows, steps, tasks, groups, options):
             }
         )
     return results
-
-
-# -- memory, in a process for each configuration ------------------------------
-
-
-def measure_memory(options):
-    cases = [
-        (net, tasks, name)
-        for net in options.nets
-        for tasks in options.tasks
-        for name in MEMORY
-    ]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_memory_of, cases))
-
-
-def _memory_of(case):
-    net, tasks, name = case
-    code = "import step_time; step_time.print_memory({!r}, {}, {!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(net, tasks, name)],
-        cwd=HERE,
-        # Where this process found the package, from any folder.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"Memory of {case}: {done.stderr}")
-    return {
-        "net": net,
-        "tasks": tasks,
-        "configuration": name,
-        "bytes": int(done.stdout.split()[-1]),
-    }
-
-
-def print_memory(net, tasks, name):
-    """Runs in a fresh process; prints its peak less that after the import."""
-    import measure
-    import nets
-
-    before = measure.peak_bytes()
-    _, step = nets.build_step(net, nets.configurations(tasks)[name])
-    for _ in range(3):
-        step()
-    print(measure.peak_bytes() - before)
 
 
 # -- tables -------------------------------------------------------------------
@@ -368,21 +290,6 @@ def first_step_target(entry):
     if entry["tasks"] != 40 or entry["configuration"].startswith("stock"):
         return ""
     return f"{FIRST_STEP.get(entry['configuration'], FIRST_STEP_ELSE)} s"
-
-
-def print_table(heads, rows):
-    """A table that is also Markdown."""
-    rows = [[str(cell) for cell in row] for row in [heads, *rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    rows.insert(1, ["-" * width for width in widths])
-    for row in rows:
-        cells = [c.ljust(w) for c, w in zip(row, widths, strict=True)]
-        print("| " + " | ".join(cells) + " |")
-    print()
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

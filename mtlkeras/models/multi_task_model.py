@@ -177,8 +177,9 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             balancer: How much each task's loss counts: an id, a config or an
                 object. Defaults to `None`: `loss_weights` alone.
             on_nonfinite: `"skip"` leaves out the update of a task whose loss
-                or gradient is not finite, counts it and warns once per epoch;
-                `"raise"` raises after the batch. Defaults to `"skip"`.
+                or gradient is not finite, with its group's share of the
+                regularizers, counts it and warns once per epoch; `"raise"`
+                raises after the batch. Defaults to `"skip"`.
         """
         if on_nonfinite not in ("skip", "raise"):
             raise ValueError(

@@ -26,7 +26,8 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
       a clone counts its own updates, for bias correction.
     - Decoupled weight decay of a variable is applied before its first update
       in a batch, at the rate without a task's factor.
-    - The exponential moving average of the weights (`use_ema`) is kept once.
+    - The exponential moving average of the weights (`use_ema`) is kept once,
+      of weights that fulfil their constraints already (Keras takes it before).
 
     Clipping, constraints, gradient accumulation and loss scaling act in each
     clone: every update is Keras's own `apply`.

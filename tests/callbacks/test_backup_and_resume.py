@@ -73,7 +73,7 @@ def test_sigkill(tmp_path, model, steps_per_execution, kill):
 # Below, a kill is an exception, and the run that resumes is a new model.
 
 # 1 tries every event of `fit` (minutes); no divisor of the events of a batch.
-EVENTS_APART = int(os.environ.get("EVENTS_APART", "19"))
+EVENTS_APART = int(os.environ.get("EVENTS_APART", "31"))
 
 
 class Killed(Exception):

@@ -621,9 +621,9 @@ def one_task(cls, optimizer, **compile_arguments):
     model = make_model(("a",), cls)
     model.compile(optimizer, loss={"a": "mse"}, **compile_arguments)
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(80, FEATURES)), {"a": rng.normal(size=(80, 1))}
+    x, y = rng.normal(size=(400, FEATURES)), {"a": rng.normal(size=(400, 1))}
     # 100 steps, and what `fit` does at the end of training.
-    history = model.fit(x, y, batch_size=ROWS, epochs=10, verbose=0)
+    history = model.fit(x, y, batch_size=ROWS, epochs=2, verbose=0)
     assert int(model.optimizer.iterations) == 100
     return model, history.history
 
