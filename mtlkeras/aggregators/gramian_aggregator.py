@@ -19,16 +19,11 @@ class GramianAggregator(Aggregator):
     never put together. Subclasses implement `compute_weights`; they compute in
     float64, whatever the dtype of the Gramian.
 
-    Attributes that a subclass sets (default in brackets):
-        reads_steps: Whether the weights depend on the number of steps so far,
-            `self.steps` (`False`).
-
     Args:
         **kwargs: As for `Aggregator`.
     """
 
     needs_rows = False
-    reads_steps = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -79,17 +74,13 @@ class GramianAggregator(Aggregator):
         self.steps.assign_add(1)
         return weights
 
-    def is_pure(self):
-        """Whether `compute_weights` reads and writes no variables."""
-        return len(self._state) == 2 and not self.reads_steps
-
     def compile_solver(self, wrap):
-        """Lets a backend compile `compute_weights`, a pure function here.
+        """Lets a backend compile `compute_weights`, if `supports_jit`.
 
         Args:
             wrap: Function from a function of tensors to a compiled one.
         """
-        if self.is_pure() and self._solver.compiled is None:
+        if self.supports_jit and self._solver.compiled is None:
             self._solver.compiled = wrap(self.compute_weights)
 
     def aggregate(self, jacobian, task_losses, live):

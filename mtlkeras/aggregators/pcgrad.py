@@ -51,7 +51,6 @@ class PCGrad(GramianAggregator):
         super().__init__(**kwargs)
         self.order = check_order(order)
         self.seed = int(seed)
-        self.reads_steps = order == "random"
 
     def compute_weights(self, gramian, task_losses=None, live=None):
         self.ensure_built(gramian.shape[0])

@@ -1,4 +1,3 @@
-import numpy as np
 from keras import ops
 
 MAX_SWEEPS = 12
@@ -19,40 +18,40 @@ def symmetric_eigen(matrix):
         order; column `i` of `vectors` belongs to `values[i]`.
     """
     size = matrix.shape[0]
-    identity = ops.eye(size, dtype="float64")
     if size == 1:
-        return ops.diagonal(matrix), identity
-    rounds = ops.convert_to_tensor(pairings(size))
-    lower = ops.arange(size)
+        return ops.diagonal(matrix), ops.eye(1, dtype="float64")
+    # An axis that nothing rotates makes the number even.
+    padding = [[0, size % 2]] * 2
+    matrix = ops.pad(matrix, padding)
+    count = size + size % 2
+    half = count // 2
+    identity = ops.eye(count, dtype="float64")
 
-    def rotate(k, state):
+    def rotate(_, state):
         a, vectors = state
-        partner = ops.take(rounds, k, axis=0)
+        # Axis i of the first half is paired with axis i of the second.
         diagonal = ops.diagonal(a)
-        other = ops.take(diagonal, partner)
-        between = ops.sum(ops.take(identity, partner, axis=0) * a, -1)
-        first = lower < partner
-        # The pair is (p, q) with p < q, seen from either side.
-        difference = ops.where(first, other - diagonal, diagonal - other)
-        turns = ops.logical_and(between != 0.0, partner != lower)
-        ratio = difference / (2.0 * ops.where(turns, between, 1.0))
+        between = ops.diagonal(a[:half, half:])
+        turns = between != 0.0
+        ratio = diagonal[half:] - diagonal[:half]
+        ratio = ratio / (2.0 * ops.where(turns, between, 1.0))
         sign = 1.0 - 2.0 * ops.cast(ratio < 0, "float64")
         tangent = sign / (ops.abs(ratio) + ops.sqrt(1.0 + ratio * ratio))
         tangent = ops.where(turns, tangent, 0.0)
-        # Both of a pair must turn by the same angle, to the last bit; where
-        # their values are equal, rounding decides what the angle is.
-        tangent = ops.where(first, tangent, ops.take(tangent, partner))
         cosine = 1.0 / ops.sqrt(1.0 + tangent * tangent)
-        sine = tangent * cosine * (1.0 - 2.0 * ops.cast(first, "float64"))
+        sine = tangent * cosine
 
         def columns(m):
-            return m * cosine + ops.take(m, partner, axis=1) * sine
+            first, second = m[:, :half], m[:, half:]
+            return in_next_order(
+                first * cosine - second * sine, first * sine + second * cosine
+            )
 
         a = columns(ops.transpose(columns(a)))
         return (a + ops.transpose(a)) / 2.0, columns(vectors)
 
     def sweep(a, vectors, done):
-        a, vectors = ops.fori_loop(0, rounds.shape[0], rotate, (a, vectors))
+        a, vectors = ops.fori_loop(0, count - 1, rotate, (a, vectors))
         diagonal = ops.maximum(ops.abs(ops.diagonal(a)), 1e-300)
         root = ops.sqrt(diagonal)
         off = ops.abs(a * (1.0 - identity)) / root[:, None] / root[None, :]
@@ -64,28 +63,29 @@ def symmetric_eigen(matrix):
         (matrix, identity, ops.zeros((), "bool")),
         maximum_iterations=MAX_SWEEPS,
     )
-    return ops.diagonal(a), vectors
+    # A sweep ends in the order in which it began, so the padding is last.
+    return ops.diagonal(a)[:size], vectors[:size, :size]
 
 
-def pairings(size):
-    """All pairs in `size - 1` rounds (or `size`), each index once per round.
+def in_next_order(first, second):
+    """Columns of two halves, as a round-robin tournament moves its players.
 
-    Returns:
-        Integer array of shape `[num_rounds, size]`: the partner of each index
-        in each round; with odd `size` one index has itself.
+    The first one stays and the others move on by a place, around both halves.
+    After as many rounds as there are columns, less one, each has met each and
+    all are back. Cutting and joining is faster than taking columns by index.
     """
-    count = size + size % 2
-    circle = np.arange(count)
-    rounds = []
-    for _ in range(count - 1):
-        partner = np.arange(size)
-        for p, q in zip(circle[: count // 2], circle[::-1], strict=False):
-            if p < size and q < size:
-                partner[p], partner[q] = q, p
-        rounds.append(partner)
-        # One stays, the others move on by a place.
-        circle = np.concatenate([circle[:1], circle[-1:], circle[1:-1]])
-    return np.array(rounds, dtype="int32")
+    if first.shape[1] == 1:
+        return ops.concatenate([first, second], 1)
+    return ops.concatenate(
+        [
+            first[:, :1],
+            second[:, :1],
+            first[:, 1:-1],
+            second[:, 1:],
+            first[:, -1:],
+        ],
+        1,
+    )
 
 
 def pseudo_inverse_apply(matrix, vector, tolerance):

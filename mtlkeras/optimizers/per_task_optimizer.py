@@ -338,7 +338,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         self._untracked.first_update = first_update
         try:
             with (
-                at_rest(innermost(clone), resting),
+                at_rest(innermost(clone), resting, self._untracked.update_if),
                 self._scaled_rate(clone, self.factors[slot]),
             ):
                 clone.apply(gradients, variables)

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 
 import keras
 from keras import ops
@@ -29,7 +30,7 @@ def variable_state(optimizer, variable):
 
 
 @contextlib.contextmanager
-def at_rest(optimizer, resting):
+def at_rest(optimizer, resting, update_if):
     """Whatever happens in this scope, these variables and their state rest.
 
     Args:
@@ -37,6 +38,8 @@ def at_rest(optimizer, resting):
         resting: List of `(rests, variables)`: the variables and what the
             optimizer keeps for them have their old values at the end where
             the boolean tensor `rests` is true.
+        update_if: Function from `(condition, update, variables)` that runs an
+            update where the condition holds.
     """
     kept = [
         (rests, kept, ops.copy(kept))
@@ -45,5 +48,13 @@ def at_rest(optimizer, resting):
         for kept in (v, *variable_state(optimizer, v))
     ]
     yield
-    for rests, variable, before in kept:
-        variable.assign(ops.where(rests, before, variable))
+    if not kept:
+        return
+
+    def restore():
+        for rests, variable, before in kept:
+            variable.assign(ops.where(rests, before, variable))
+
+    # In one branch, since hardly ever a task rests.
+    any_rests = functools.reduce(ops.logical_or, [r for r, _ in resting])
+    update_if(any_rests, restore, [variable for _, variable, _ in kept])

@@ -513,3 +513,25 @@ def test_strategies_without_groups_to_join(strategy):
         model.fit(x, y, strategy=strategy, verbose=0)
     assert model.update_strategy.updates_jointly
     model.fit(x, y, verbose=0)
+
+
+class OnTheHost(mtlkeras.aggregators.GramianAggregator):
+    """Weights from NumPy, which XLA cannot compile."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_jit = False
+
+    def compute_weights(self, gramian, task_losses=None, live=None):
+        weights = tf.numpy_function(
+            lambda g: np.linspace(1.0, 2.0, len(g)), [gramian], tf.float64
+        )
+        return tf.ensure_shape(weights, gramian.shape[:1])
+
+
+def test_a_rule_that_xla_cannot_compile_says_so():
+    model = compiled(OnTheHost())
+    x, y = batch()
+    model.fit(x, y, verbose=0)
+    weights = model.aggregator.last_task_weights
+    np.testing.assert_allclose(weights, np.linspace(1, 2, len(weights)))

@@ -2,6 +2,7 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.batch import any_of, both
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.fused import fused_updates
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
     num_replicas,
@@ -9,7 +10,10 @@ from mtlkeras.backend.tensorflow.replicas import (
 )
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import is_loss_scaled
-from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
+from mtlkeras.optimizers.per_task_optimizer import (
+    PerTaskOptimizer,
+    innermost,
+)
 
 
 class AggregatedStep(GroupStep):
@@ -64,6 +68,16 @@ class AggregatedStep(GroupStep):
             tf.reduce_any(self.flags()),
             ran_before,
         )
+
+    def apply(self, *arguments):
+        optimizer = self.model.optimizer
+        # With slots it decides for itself; replicas have a way of their own.
+        if isinstance(optimizer, PerTaskOptimizer) or num_replicas() > 1:
+            return super().apply(*arguments)
+        # With many tasks, Keras's operations one by one for every head take
+        # longer than the heads.
+        with fused_updates(innermost(optimizer)):
+            return super().apply(*arguments)
 
     # -- gradients ------------------------------------------------------------
 

@@ -5,6 +5,7 @@ pass over the memory. TensorFlow has kernels that do the same formula in one
 pass. They differ from Keras in rounding only.
 """
 
+import contextlib
 import functools
 
 import keras
@@ -38,6 +39,17 @@ def fused_update(optimizer, unfused):
         return step(optimizer, gradients, variables, learning_rate)
 
     return update
+
+
+@contextlib.contextmanager
+def fused_updates(optimizer):
+    """In this scope an optimizer, without loss scaling, updates fused."""
+    unfused = optimizer._backend_update_step
+    optimizer._backend_update_step = fused_update(optimizer, unfused)
+    try:
+        yield
+    finally:
+        del optimizer._backend_update_step
 
 
 def _adam_step(optimizer, gradients, variables, learning_rate):

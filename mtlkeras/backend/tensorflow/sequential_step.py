@@ -162,7 +162,7 @@ class GroupStep:
 
         def commit():
             if not isinstance(optimizer, PerTaskOptimizer):
-                with at_rest(innermost(optimizer), self.resting()):
+                with at_rest(innermost(optimizer), self.resting(), update_if):
                     optimizer.apply_gradients(pairs)
             elif pairs:
                 optimizer.apply_slot(
