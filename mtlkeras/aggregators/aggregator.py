@@ -27,6 +27,8 @@ class Aggregator(keras.layers.Layer):
 
     Attributes that a subclass sets (default in brackets):
         requires_losses: Whether `task_losses` must be given (`False`).
+        requires_positive_losses: Whether a task whose loss is not positive is
+            to be left out and reported, as one that is not finite (`False`).
         allows_features: Whether the rule makes sense on gradients at features,
             too (`True`).
         needs_rows: Whether the rule needs the gradients themselves and not
@@ -52,6 +54,7 @@ class Aggregator(keras.layers.Layer):
     """
 
     requires_losses = False
+    requires_positive_losses = False
     allows_features = True
     needs_rows = True
 
@@ -112,7 +115,7 @@ class Aggregator(keras.layers.Layer):
 
     def call(self, jacobian, task_losses=None, live=None):
         live = all_live(jacobian.shape[0]) if live is None else live
-        live = ops.cast(live, "bool")
+        live = self.with_valid_losses(ops.cast(live, "bool"), task_losses)
         # Selected and not multiplied: NaN times 0 is NaN.
         jacobian = ops.where(live[:, None], jacobian, 0.0)
         task_losses = self._cast_losses(task_losses, live)
@@ -137,10 +140,35 @@ class Aggregator(keras.layers.Layer):
             self._state_dtype = wide_dtype(jacobian.dtype)
         self.ensure_built(*jacobian.shape)
         if task_losses is not None:
+            self._check_losses(task_losses, live)
             task_losses = ops.convert_to_tensor(task_losses)
         if live is not None:
             live = ops.convert_to_tensor(live, "bool")
         return super().__call__(jacobian, task_losses, live)
+
+    def with_valid_losses(self, live, task_losses):
+        """`live` without tasks whose loss this rule can do nothing with."""
+        if not self.requires_positive_losses or task_losses is None:
+            return live
+        return ops.logical_and(live, ops.greater(task_losses, 0))
+
+    def _check_losses(self, task_losses, live):
+        """Raises for numbers that are wrong, where they are known already."""
+        if not self.requires_positive_losses:
+            return
+        if not isinstance(task_losses, (list, tuple, np.ndarray)):
+            return
+        known = live is None or isinstance(live, (list, tuple, np.ndarray))
+        if not known:
+            return
+        losses = np.asarray(task_losses)
+        wrong = ~(losses > 0) & (True if live is None else np.asarray(live))
+        if np.any(wrong):
+            raise ValueError(
+                f"{type(self).__name__} needs positive `task_losses`. "
+                f"Received: task_losses={losses.tolist()}. Add a constant to "
+                "the losses, or leave tasks out with `live`."
+            )
 
     def _cast_losses(self, task_losses, live):
         if task_losses is None:

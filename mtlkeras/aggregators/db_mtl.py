@@ -28,8 +28,8 @@ class DBMTL(Aggregator):
         **kwargs: As for `Aggregator`, without features: the estimates belong
             to parameters.
 
-    Needs `task_losses`, all positive. Of a negative loss the size counts, and
-    a size below 1e-8 counts as 1e-8.
+    Needs `task_losses`. A task whose loss is not positive has no logarithm and
+    is left out; a loss below 1e-8 counts as 1e-8.
 
     Example:
 
@@ -48,6 +48,7 @@ class DBMTL(Aggregator):
     """
 
     requires_losses = True
+    requires_positive_losses = True
     allows_features = False
 
     def __init__(self, beta=0.9, sigma=0.0, **kwargs):
@@ -71,7 +72,7 @@ class DBMTL(Aggregator):
         momentum = self.beta * ops.cast(self.steps, "float64") ** -self.sigma
         estimates = ops.copy(self.estimates)
         momentum = ops.cast(momentum, estimates.dtype)
-        inverse = 1.0 / ops.maximum(ops.abs(task_losses), 1e-8)
+        inverse = 1.0 / ops.maximum(task_losses, 1e-8)
         rows = jacobian * ops.cast(inverse, jacobian.dtype)[:, None]
         rows = ops.cast(rows, estimates.dtype)
         moved = momentum * estimates + (1.0 - momentum) * rows

@@ -65,6 +65,7 @@ class EMA(GramianAggregator):
         self.aggregator = aggregator
         self.momentum = float(momentum)
         self.requires_losses = aggregator.requires_losses
+        self.requires_positive_losses = aggregator.requires_positive_losses
 
     def build_state(self, num_tasks, num_params):
         self.average = self.add_state("average", (num_tasks,))

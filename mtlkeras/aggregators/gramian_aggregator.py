@@ -62,6 +62,7 @@ class GramianAggregator(Aggregator):
         self.ensure_built(gramian.shape[0])
         live = all_live(gramian.shape[0]) if live is None else live
         live = ops.convert_to_tensor(live, "bool")
+        live = self.with_valid_losses(live, task_losses)
         pairs = ops.logical_and(live[:, None], live[None, :])
         gramian = ops.where(pairs, gramian, 0.0)
         task_losses = self._cast_losses(task_losses, live)

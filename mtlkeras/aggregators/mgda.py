@@ -27,7 +27,7 @@ class MGDA(GramianAggregator):
         normalization: What the gradients are divided by before: `None`,
             `"l2"` (their length), `"loss"` (the task's loss) or `"loss+"`
             (loss times length). Defaults to `None`. The last two need
-            `task_losses`, positive.
+            `task_losses`; a task whose loss is not positive is left out.
         **kwargs: As for `Aggregator`.
 
     Example:
@@ -57,6 +57,7 @@ class MGDA(GramianAggregator):
             )
         self.normalization = normalization
         self.requires_losses = normalization in ("loss", "loss+")
+        self.requires_positive_losses = self.requires_losses
 
     def compute_weights(self, gramian, task_losses=None, live=None):
         num_tasks = gramian.shape[0]

@@ -42,7 +42,8 @@ class TaskTensioner(GramianAggregator):
             dominates. Defaults to `1.0`, the method as published.
         **kwargs: As for `Aggregator`.
 
-    Needs `task_losses`; a loss below 1e-12 counts as 1e-12.
+    Needs `task_losses`. A task whose loss is not positive has no logarithm and
+    is left out; a loss below 1e-12 counts as 1e-12.
 
     Example:
 
@@ -61,6 +62,7 @@ class TaskTensioner(GramianAggregator):
     """
 
     requires_losses = True
+    requires_positive_losses = True
 
     def __init__(self, alpha=0.3, window=10, bias_scale=1.0, **kwargs):
         super().__init__(**kwargs)

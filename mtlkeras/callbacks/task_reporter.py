@@ -39,7 +39,8 @@ class TaskReporter(keras.callbacks.Callback):
             times = ", ".join(f"'{n}' ({c} times)" for n, c in skipped.items())
             warnings.warn(
                 f"Epoch {epoch + 1}: updates were skipped because a loss or a "
-                f"gradient was not finite, for the tasks: {times}. Look at "
+                f"gradient was not finite{_or_not_positive(self.model)}, for "
+                f"the tasks: {times}. Look at "
                 "their data and learning rate, or compile with "
                 "`on_nonfinite='raise'` to stop at the first one.",
                 stacklevel=2,
@@ -55,6 +56,14 @@ class TaskReporter(keras.callbacks.Callback):
             self.model.optimizer.draw.assign(self.model.optimizer.iterations)
 
 
+def _or_not_positive(model):
+    aggregator = model.aggregator
+    if aggregator is None or not aggregator.requires_positive_losses:
+        return ""
+    name = type(aggregator).__name__
+    return f" (or a loss not positive, as {name} needs it)"
+
+
 def raise_if_skipped(model):
     """Raises for an update that was left out, where the user wants that."""
     if model._multi_task.on_nonfinite != "raise":
@@ -63,7 +72,8 @@ def raise_if_skipped(model):
     if skipped:
         model._multi_task.counters.reset()
         raise FloatingPointError(
-            f"The loss or a gradient of the tasks {skipped} is not finite. "
+            f"The loss or a gradient of the tasks {skipped} is not finite"
+            f"{_or_not_positive(model)}. "
             "Their update was left out, so the weights are still good. Compile "
             "with `on_nonfinite='skip'` to go on without such updates."
         )

@@ -5,6 +5,7 @@ rate 1 shows the direction that was used, beside the rule called on per-task
 gradients that a tape took from a stock Keras model.
 """
 
+import cases
 import keras
 import nets
 import numpy as np
@@ -325,6 +326,29 @@ def test_a_dead_task_leaves_the_problem_and_its_head_rests(place, kind):
     assert_close(moved, live.last_task_weights @ rows[[0, 2]], 1e-5)
 
 
+@pytest.mark.parametrize("name", ["db_mtl", "task_tensioner"])
+def test_a_loss_that_is_not_positive_is_reported_and_skipped(name):
+    def negated(y_true, y_pred):
+        return -keras.losses.mean_squared_error(y_true, y_pred)
+
+    x, y = batch()
+    model = compiled(name, loss={**nets.losses(), "middle": negated})
+    heads = {
+        task: model.get_layer(layer).trainable_variables
+        for task, layer in HEADS.items()
+    }
+    before = {task: nets.values(head) for task, head in heads.items()}
+    with pytest.warns(UserWarning, match="not positive.*'middle' \\(2 times"):
+        model.fit(x, y, batch_size=ROWS // 2, verbose=0)
+    nets.assert_same_bits(nets.values(heads["middle"]), before["middle"])
+    for task in ("left", "right"):
+        for value, old in zip(
+            nets.values(heads[task]), before[task], strict=True
+        ):
+            assert np.isfinite(value).all()
+            assert (value != old).any()
+
+
 def test_groups_have_a_rule_each():
     x, y = batch()
     losses, rows, _, _ = task_gradients(nets.mlp(keras.Model), x, y)
@@ -535,3 +559,87 @@ def test_a_rule_that_xla_cannot_compile_says_so():
     model.fit(x, y, verbose=0)
     weights = model.aggregator.last_task_weights
     np.testing.assert_allclose(weights, np.linspace(1, 2, len(weights)))
+
+
+# -- every rule ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    (x, y), _, _ = mtlkeras.datasets.multi_digits(
+        num_train=300, num_val=10, num_test=10
+    )
+    return x, y
+
+
+class TraceCounter(keras.layers.Layer):
+    """Identity that counts how often Python runs it."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+@pytest.mark.parametrize("case", cases.RULES, ids=repr)
+def test_trains_on_digits_in_one_trace(case, digits):
+    x, y = digits
+    inputs = keras.Input((12, 12, 1))
+    h = TraceCounter(name="counter")(keras.layers.Flatten()(inputs))
+    h = keras.layers.Dense(32, activation="relu")(h)
+    tasks = list(y)
+    model = mtlkeras.MultiTaskModel(
+        inputs,
+        {n: keras.layers.Dense(10, "softmax", name=n)(h) for n in tasks},
+    )
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        loss=dict.fromkeys(tasks, "sparse_categorical_crossentropy"),
+        # The cases are rules for three tasks.
+        aggregator=case.aggregator(tasks=[0, 1]),
+    )
+    counter = model.get_layer("counter")
+    # The last batch is smaller.
+    history = model.fit(x, y, batch_size=32, epochs=1, verbose=0).history
+    traced, counter.calls = counter.calls, 0
+    later = model.fit(x, y, batch_size=32, epochs=1, verbose=0).history
+    assert traced >= 1
+    assert counter.calls == 0
+    for task in tasks:
+        assert later[f"{task}_loss"][0] < history[f"{task}_loss"][0]
+
+
+@pytest.mark.parametrize("case", cases.RULES, ids=repr)
+def test_half_precision_layers_give_float32_gradients(case, monkeypatch):
+    """Also with gradients at features, which are of the layers' dtype."""
+    x, y = batch()
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = nets.mlp()
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    for place in ("parameters", "features"):
+        if place == "features" and not case.given.allows_features:
+            continue
+        config = {**case.config, "gradients_at": place}
+        rule = type(case.given).from_config(config)
+        seen = []
+        method = "weigh" if case.is_gramian else "aggregate"
+        original = getattr(rule, method)
+
+        def note(matrix, *arguments, original=original, seen=seen):
+            seen.append(keras.backend.standardize_dtype(matrix.dtype))
+            return original(matrix, *arguments)
+
+        object.__setattr__(rule, method, note)
+        model.compile(
+            keras.optimizers.SGD(1e-3),
+            loss=nets.losses(),
+            aggregator=rule,
+            run_eagerly=True,
+        )
+        model.train_on_batch(x, y)
+        assert set(seen) == {"float32"}
+        for value in nets.values(model.variables):
+            assert np.isfinite(value).all()

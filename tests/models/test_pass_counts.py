@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import mtlkeras
+from mtlkeras.aggregators import MGDA, GradDrop
 from mtlkeras.strategies import (
     Alternating,
     Grouped,
@@ -110,6 +111,25 @@ def counts_per_batch(strategy, batches=3, task=None, **compile_arguments):
 
 def heads(**special):
     return {task: special.get(task, (1, 1)) for task in TASKS}
+
+
+@pytest.mark.parametrize(
+    ("rule", "trunk"),
+    [
+        (MGDA(), (1, 4)),
+        (GradDrop(), (1, 4)),
+        # The weighted sum goes back once more, through everything.
+        (MGDA(memory="low"), (1, 5)),
+        (MGDA(gradients_at="features"), (1, 1)),
+        (GradDrop(gradients_at="features"), (1, 1)),
+    ],
+    ids=["products", "rows", "low", "features", "rows at features"],
+)
+def test_passes_of_aggregators(rule, trunk):
+    for counts in counts_per_batch("joint", aggregator=rule):
+        assert counts.pop("trunk") == trunk
+        again = rule.memory == "low"
+        assert counts == heads(**dict.fromkeys(TASKS, (1, 1 + again)))
 
 
 def test_the_counter_counts_stock_keras():

@@ -218,6 +218,11 @@ class AggregatedStep(GroupStep):
         """Settles which tasks have labels and a finite gradient."""
         losses = tf.stack([weighted[name] for name in self.names])
         finite = every_replica(tf.math.is_finite(losses))
+        if self.aggregator.requires_positive_losses:
+            # One without labels is 0 and no error.
+            labelled = [self.batch.labelled[name] for name in self.names]
+            labelled = tf.stack([tf.convert_to_tensor(f) for f in labelled])
+            finite &= (self.losses_of(weighted) > 0) | ~labelled
         self.overflow = None
         if self.loss_scaled:
             # An overflow is the affair of the optimizer, which has to see it.
