@@ -113,8 +113,8 @@ class TaskGraph:
 class Head(keras.layers.Layer):
     """Runs the part of the graph from boundary tensors to some outputs.
 
-    A `keras.Function` runs without a `training` flag; inside of a layer's call
-    the operations find the flag where Keras passes it on.
+    A `keras.Function` knows no `training` flag; inside of a layer's call the
+    operations find it where Keras passes it on.
     """
 
     def __init__(self, inputs, outputs, positions):
@@ -146,10 +146,28 @@ class Head(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         function = self._function[0]
-        outputs = function(inputs) if function else {}
+        outputs = (
+            function._run_through_graph(inputs, _as_called_now)
+            if function
+            else {}
+        )
         for name, position in self._passed.items():
             outputs[name] = inputs[position]
         return {name: outputs[name] for name in self._names}
+
+
+def _as_called_now(operation):
+    """The operation without the `training` that the graph was built with.
+
+    Keras records the default of a layer's `call`, often `False`, as if it had
+    been passed.
+    """
+
+    def run(*args, **kwargs):
+        kwargs.pop("training", None)
+        return operation(*args, **kwargs)
+
+    return run
 
 
 class _Walk:

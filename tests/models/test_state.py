@@ -10,7 +10,7 @@ from cases import STRATEGIES, SUB_STEPPED, Case
 from keras import ops
 
 import mtlkeras
-from mtlkeras import strategies
+from mtlkeras import aggregators, strategies
 
 TASKS = nets.TASKS
 every_strategy = pytest.mark.parametrize("case", STRATEGIES, ids=repr)
@@ -425,3 +425,61 @@ def test_every_pass_draws_its_own_dropout_mask(case):
     # As many draws as passes, in the first batch and in the second.
     np.testing.assert_array_equal(between - before, [0, passes])
     np.testing.assert_array_equal(seed.numpy() - between, [0, passes])
+
+
+# -- layers that differ in training -----------------------------------------
+
+
+class InTraining(keras.layers.Layer):
+    """Adds 100 in training; the default of the flag is written as Keras's."""
+
+    def call(self, inputs, training=False):
+        return inputs + 100.0 if training else inputs
+
+
+def flagged():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, name="trunk")(inputs)
+    nested_input = keras.Input((8,))
+    nested = keras.Model(nested_input, InTraining()(nested_input))
+    return mtlkeras.MultiTaskModel(
+        inputs,
+        {
+            name: InTraining(name=f"flag_{name}")(
+                nested(keras.layers.Dense(8, name=f"head_{name}")(x))
+            )
+            for name in TASKS
+        },
+    )
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"strategy": case} for case in STRATEGIES]
+    + [
+        {"aggregator": "mean"},
+        {"aggregator": aggregators.Mean(gradients_at="features")},
+    ],
+    ids=repr,
+)
+def test_heads_know_that_they_train(arguments, run_eagerly):
+    """Dropout and the like also act in heads that are run by themselves."""
+    arguments = dict(arguments)
+    if "strategy" in arguments:
+        arguments["strategy"] = arguments["strategy"].strategy()
+    model = flagged()
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss={name: "mse" for name in TASKS},
+        run_eagerly=run_eagerly,
+        **arguments,
+    )
+    x = np.zeros((8, 6), "float32")
+    y = {name: np.zeros((8, 8), "float32") for name in TASKS}
+    logs = model.train_on_batch(x, y, return_dict=True)
+    for name in TASKS:
+        if not np.isnan(logs[f"{name}_loss"]):
+            np.testing.assert_allclose(logs[f"{name}_loss"], 200.0**2)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] == 0.0
