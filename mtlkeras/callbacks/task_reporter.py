@@ -12,20 +12,20 @@ class TaskReporter(keras.callbacks.Callback):
     `on_nonfinite="raise"` it raises after the batch instead. It has no state.
     """
 
-    batches = 0
+    has_trained = False
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.batches = 0
         counters = self.model._multi_task.counters
         if counters is not None:
             counters.reset()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.batches += 1
+        self.has_trained = True
         raise_if_skipped(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.batches == 0:
+        # Later on Keras warns of data that have run out.
+        if not self.has_trained:
             raise ValueError(
                 "The data set given to `fit` must hold at least one batch. "
                 "Received an empty one."

@@ -315,7 +315,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             )
         except Exception:
             # Refused before it trained: the model stays as it was.
-            if reporter.batches == 0:
+            if not reporter.has_trained:
                 self._put_in_force(before[0])
                 self.train_function = before[1]
             raise

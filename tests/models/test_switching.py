@@ -492,3 +492,43 @@ def test_loss_weights_do_not_warn_where_they_count(arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         compiled(optimizer=optimizer(0.01), **arguments)
+
+
+class FailsIn(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise RuntimeError("told to fail")
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_fit_that_fails_later_keeps_what_it_trained(epoch):
+    model = compiled("joint")
+    fit(model)
+    with pytest.raises(RuntimeError, match="told to fail"):
+        fit(model, strategy="alternating", epochs=2, callbacks=[FailsIn(epoch)])
+    in_force = Alternating if epoch else Joint
+    assert isinstance(model.update_strategy, in_force)
+    assert int(model.optimizer.iterations) == 1 + epoch
+    if epoch:
+        assert len(model.optimizer.optimizers) == len(TASKS)
+    fit(model)
+    assert int(model.optimizer.iterations) == 2 + epoch
+
+
+def test_data_that_run_out_after_an_epoch_are_keras_s_affair():
+    x, y = regression_data(rows=8)
+    model = compiled("joint")
+    with pytest.warns(UserWarning, match="ran out of data"):
+        model.fit(
+            (batch for batch in [(x, y)]),
+            strategy="alternating",
+            epochs=2,
+            steps_per_epoch=1,
+            verbose=0,
+        )
+    assert isinstance(model.update_strategy, Alternating)
+    assert int(model.optimizer.iterations) == 1
