@@ -153,9 +153,9 @@ def measure_steps(nets, net, tasks, options):
 def measure_solvers(tasks, options):
     """Milliseconds that rules need for `task_weights` from a Gramian.
 
-    The matrices are Gramians of 50 random gradients each, which conflict: in
-    terms of work, half of all pairs have negative products. Rules that need
-    the gradients themselves have no solver of this kind.
+    The matrices are Gramians of random gradients with 50 coordinates: half of
+    all pairs conflict. Rules that need the gradients themselves have no solver
+    of this kind.
     """
     import numpy as np
     import tensorflow as tf

@@ -33,6 +33,8 @@ class Aggregator(keras.layers.Layer):
             too (`True`).
         needs_rows: Whether the rule needs the gradients themselves and not
             their inner products alone (`True`).
+        per_task_arguments: Names of arguments that may be lists with one value
+            per task, of which a task group takes its own (`()`).
 
     Args:
         gradients_at: `"parameters"` or `"features"`. Features are the tensors
@@ -53,6 +55,7 @@ class Aggregator(keras.layers.Layer):
         name: String. Defaults to `None` (the class's name).
     """
 
+    per_task_arguments = ()
     requires_losses = False
     requires_positive_losses = False
     allows_features = True
@@ -144,6 +147,7 @@ class Aggregator(keras.layers.Layer):
             task_losses = ops.convert_to_tensor(task_losses)
         if live is not None:
             live = ops.convert_to_tensor(live, "bool")
+        check_one_per_task(jacobian.shape[0], task_losses, live)
         return super().__call__(jacobian, task_losses, live)
 
     def with_valid_losses(self, live, task_losses):
@@ -261,13 +265,30 @@ class Aggregator(keras.layers.Layer):
             groups: Tuple of tuples of task indices.
         """
         if len(groups) == 1:
+            self._group_indices, self._groups.aggregators = [], []
             return [self]
         if self._group_indices != list(groups):
             self._group_indices = list(groups)
+            num_tasks = sum(map(len, groups))
             self._groups.aggregators = [
-                type(self).from_config(self.get_config()) for _ in groups
+                type(self).from_config(self.config_for(indices, num_tasks))
+                for indices in groups
             ]
         return list(self._groups.aggregators)
+
+    def config_for(self, indices, num_tasks):
+        """The config of the same rule for some of the tasks.
+
+        Args:
+            indices: Which of the tasks.
+            num_tasks: How many there are in all.
+        """
+        config = self.get_config()
+        for name in self.per_task_arguments:
+            values = config[name]
+            if isinstance(values, list) and len(values) == num_tasks:
+                config[name] = [values[i] for i in indices]
+        return config
 
     def same_rule(self, other):
         """Whether another aggregator is of the same kind and arguments."""
@@ -325,6 +346,17 @@ def all_live(num_tasks):
 def is_single(live):
     """Whether exactly one task is live."""
     return ops.equal(ops.sum(ops.cast(live, "int32")), 1)
+
+
+def check_one_per_task(num_tasks, task_losses, live):
+    """Refuses vectors that are not as long as there are tasks."""
+    for name, vector in (("task_losses", task_losses), ("live", live)):
+        if vector is not None and tuple(vector.shape) != (num_tasks,):
+            raise ValueError(
+                f"Argument `{name}` must have the shape `[num_tasks]`, here "
+                f"({num_tasks},). Received: {name} of shape "
+                f"{tuple(vector.shape)}"
+            )
 
 
 def check_matrix(name, matrix, shape):

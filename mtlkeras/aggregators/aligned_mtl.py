@@ -48,6 +48,8 @@ class AlignedMTL(GramianAggregator):
         - [Senushkin et al., 2023](https://arxiv.org/abs/2305.19000)
     """
 
+    per_task_arguments = ("preference",)
+
     def __init__(self, scale="min", preference=None, **kwargs):
         super().__init__(**kwargs)
         if scale not in ("min", "median", "rmse"):

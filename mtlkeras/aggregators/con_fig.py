@@ -43,6 +43,8 @@ class ConFIG(GramianAggregator):
         - [Liu et al., 2024](https://arxiv.org/abs/2408.11104)
     """
 
+    per_task_arguments = ("preference",)
+
     def __init__(self, preference=None, **kwargs):
         super().__init__(**kwargs)
         self.preference = check_preference(preference)

@@ -44,6 +44,8 @@ class DualProj(GramianAggregator):
         - [Quinton and Rey, 2024](https://arxiv.org/abs/2406.16232)
     """
 
+    per_task_arguments = ("preference",)
+
     def __init__(self, preference=None, **kwargs):
         super().__init__(**kwargs)
         self.preference = check_preference(preference)

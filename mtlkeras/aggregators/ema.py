@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from mtlkeras.aggregators.aggregator import all_live
+from mtlkeras.aggregators.aggregator import all_live, is_single
 from mtlkeras.aggregators.gramian_aggregator import GramianAggregator
 
 
@@ -78,6 +78,8 @@ class EMA(GramianAggregator):
         weights = self.aggregator.weigh(gramian, task_losses, live)
         if live is None:
             live = all_live(gramian.shape[0])
+        # Alone a task has its gradient, which says nothing of the rule.
+        live = ops.logical_and(live, ops.logical_not(is_single(live)))
         average = ops.copy(self.average)
         known = ops.copy(self.known)
         moved = self.momentum * average + (1.0 - self.momentum) * weights
@@ -87,11 +89,19 @@ class EMA(GramianAggregator):
         self.known.assign(ops.maximum(known, ops.cast(live, "int32")))
         return moved
 
+    def config_for(self, indices, num_tasks):
+        inner = self.aggregator.config_for(indices, num_tasks)
+        inner = type(self.aggregator).from_config(inner)
+        config = super().config_for(indices, num_tasks)
+        config["aggregator"] = keras.saving.serialize_keras_object(inner)
+        return config
+
     def weights_of_single(self, num_tasks):
         return self.aggregator.weights_of_single(num_tasks)
 
     def compile_solver(self, wrap):
-        self.aggregator.compile_solver(wrap)
+        if self.supports_jit:
+            self.aggregator.compile_solver(wrap)
 
     def get_config(self):
         return {

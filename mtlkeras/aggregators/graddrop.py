@@ -43,6 +43,8 @@ class GradDrop(Aggregator):
         - [Chen et al., 2020](https://arxiv.org/abs/2010.06808)
     """
 
+    per_task_arguments = ("leak",)
+
     def __init__(self, leak=0.0, seed=0, **kwargs):
         super().__init__(**kwargs)
         leaks = [leak] if isinstance(leak, (int, float)) else list(leak)

@@ -6,6 +6,7 @@ from mtlkeras.aggregators.aggregator import (
     Aggregator,
     all_live,
     check_matrix,
+    check_one_per_task,
     is_single,
 )
 
@@ -59,9 +60,18 @@ class GramianAggregator(Aggregator):
         """
         gramian = ops.convert_to_tensor(gramian)
         check_matrix("gramian", gramian, "[num_tasks, num_tasks]")
+        if gramian.shape[0] != gramian.shape[1]:
+            raise ValueError(
+                "Argument `gramian` must have the shape `[num_tasks, "
+                "num_tasks]`. Received: gramian of shape "
+                f"{tuple(gramian.shape)}"
+            )
+        if task_losses is not None:
+            task_losses = ops.convert_to_tensor(task_losses)
         self.ensure_built(gramian.shape[0])
         live = all_live(gramian.shape[0]) if live is None else live
         live = ops.convert_to_tensor(live, "bool")
+        check_one_per_task(gramian.shape[0], task_losses, live)
         live = self.with_valid_losses(live, task_losses)
         pairs = ops.logical_and(live[:, None], live[None, :])
         gramian = ops.where(pairs, gramian, 0.0)

@@ -35,6 +35,8 @@ class Mean(GramianAggregator):
     array([1., 1., 1.])
     """
 
+    per_task_arguments = ("preference",)
+
     def __init__(self, preference=None, **kwargs):
         super().__init__(**kwargs)
         self.preference = check_preference(preference)

@@ -94,6 +94,9 @@ class MoCo(Aggregator):
             (num_tasks,),
             keras.initializers.Constant(1 / num_tasks),
         )
+        self.used_weights = self.add_state(
+            "used_weights", (num_tasks,), dtype="float32"
+        )
 
     def aggregate(self, jacobian, task_losses, live):
         self.steps.assign_add(1)
@@ -119,6 +122,7 @@ class MoCo(Aggregator):
         mass = ops.sum(ops.where(live, weights, 0.0))
         used = self._move(share_of_live(weights, live), gramian, decay, live)
         self.task_weights.assign(ops.where(live, mass * used, weights))
+        self.used_weights.assign(ops.cast(used, "float32"))
         used = ops.cast(used, estimates.dtype)
         return ops.matmul(used[None, :], tracked)[0]
 
@@ -136,7 +140,7 @@ class MoCo(Aggregator):
     def _own_task_weights(self):
         if not self.built or not int(self.steps):
             return None
-        return ops.convert_to_numpy(ops.cast(self.task_weights, "float32"))
+        return ops.convert_to_numpy(self.used_weights)
 
     def get_config(self):
         return {

@@ -36,6 +36,8 @@ class Normalized(GramianAggregator):
         - [Jin et al., 2024](https://arxiv.org/abs/2410.22086)
     """
 
+    per_task_arguments = ("signs",)
+
     def __init__(self, signs=None, **kwargs):
         super().__init__(**kwargs)
         if signs is not None:

@@ -13,14 +13,17 @@ class TaskReporter(keras.callbacks.Callback):
     """
 
     has_trained = False
+    batches = 0  # of this epoch
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.batches = 0
         counters = self.model._multi_task.counters
         if counters is not None:
             counters.reset()
 
     def on_train_batch_end(self, batch, logs=None):
         self.has_trained = True
+        self.batches += 1
         raise_if_skipped(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -45,7 +48,7 @@ class TaskReporter(keras.callbacks.Callback):
                 "`on_nonfinite='raise'` to stop at the first one.",
                 stacklevel=2,
             )
-        if unlabelled:
+        if unlabelled and self.batches:
             warnings.warn(
                 f"Epoch {epoch + 1}: no batch held a label for the tasks "
                 f"{unlabelled}, so they were not trained. Check the targets "

@@ -93,6 +93,14 @@ class TaskStructure:
             self._cuts[groups] = self.graph.cut(groups)
         return self._cuts[groups]
 
+    def has_boundary(self, group):
+        """Whether the trunk computes a tensor for the tasks of a group."""
+        trunk, _ = self.cut_for(tuple((name,) for name in group))
+        return any(
+            not isinstance(t._keras_history.operation, keras.layers.InputLayer)
+            for t in trunk.outputs
+        )
+
     def output_shapes(self, model, x):
         """Dict from task to `(shape, dtype)` of its output for inputs `x`.
 

@@ -124,6 +124,8 @@ class UpdateInForce:
                 f"`{type(rule).__name__}(gradients_at='features', "
                 "feature_layers=['name'])`."
             )
+        if at_features and rule.feature_layers is None:
+            check_boundaries(plan)
         names = plan.structure.tasks.names
         indices = tuple(
             tuple(names.index(name) for name in group) for group in plan.groups
@@ -224,3 +226,16 @@ class UpdateInForce:
             stacklevel=3,
         )
         return True
+
+
+def check_boundaries(plan):
+    """Refuses features where tasks of a group share no tensor but inputs."""
+    for group in plan.groups:
+        if len(group) == 1 or plan.structure.has_boundary(group):
+            continue
+        raise ValueError(
+            "`gradients_at='features'` needs tensors that the shared part of "
+            f"the network computes for several tasks. The tasks {list(group)} "
+            "have none: they are computed from the inputs, or from different "
+            "calls of shared layers. Use gradients_at='parameters'."
+        )

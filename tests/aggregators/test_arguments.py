@@ -79,6 +79,45 @@ def test_losses_that_are_not_positive(rule, loss):
     np.testing.assert_array_equal(direction, J[0])
 
 
+def test_vectors_are_as_long_as_there_are_tasks():
+    """A shorter one would broadcast."""
+    rule = aggregators.MGDA(normalization="loss")
+    for arguments in (
+        {"task_losses": [1.0]},
+        {"task_losses": 1.0},
+        {"task_losses": [1.0, 1.0], "live": [True]},
+    ):
+        with pytest.raises(ValueError, match=r"\[num_tasks\]`, here \(2,\)"):
+            rule(J, **arguments)
+        with pytest.raises(ValueError, match=r"\[num_tasks\]`, here \(2,\)"):
+            rule.weigh(J @ J.T, **arguments)
+    with pytest.raises(ValueError, match=r"`gramian`.*\(2, 3\)"):
+        aggregators.MGDA().weigh(J)
+
+
+@pytest.mark.parametrize("case", RULES, ids=repr)
+def test_a_single_task_has_its_gradient(case):
+    rule = case.aggregator(tasks=[0])
+    row = np.array([[3.0, -4.0]])
+    sign = case.config.get("signs") or [1]
+    for _ in range(2):
+        direction = rule(row, np.ones(1))
+        np.testing.assert_array_equal(direction, sign[0] * row[0])
+
+
+def test_groups_take_their_own_arguments_per_task():
+    rule = aggregators.EMA(aggregators.Mean([0.1, 0.2, 0.3, 0.4, 1.0]))
+    first, second = rule.for_groups(((0, 3), (1, 2, 4)))
+    assert first.aggregator.preference == [0.1, 0.4]
+    assert second.aggregator.preference == [0.2, 0.3, 1.0]
+    direction = second(np.eye(3), np.ones(3))
+    np.testing.assert_allclose(direction, [0.2, 0.3, 1.0])
+    signed = aggregators.Normalized([1, -1, 1]).for_groups(((0,), (1, 2)))
+    assert [a.signs for a in signed] == [[1.0], [-1.0, 1.0]]
+    leaky = aggregators.GradDrop(0.5).for_groups(((0,), (1, 2)))
+    assert [a.leak for a in leaky] == [0.5, 0.5]
+
+
 def test_dtypes_of_a_gramian():
     with pytest.raises(ValueError, match="`gramian` must be of a float dtype"):
         aggregators.MGDA().weigh(np.eye(2, dtype="int64"))
@@ -198,6 +237,8 @@ def test_a_solver_may_be_compiled_by_others():
         assert len(calls) - before == 1, case.id
         refuses = case.aggregator()
         refuses.supports_jit = False
+        if case.id.startswith("ema"):
+            refuses.aggregator.supports_jit = False
         refuses.build((3, 7))
         refuses.compile_solver(wrap)
         refuses(np.eye(3, 7), np.ones(3))

@@ -229,7 +229,10 @@ def test_moco_goes_on_where_the_only_weighty_task_rests():
     assert step.weights[0] == 1.0  # the shortest has all the weight
     live = np.array([False, True, True])
     assert np.linalg.norm(step.run(rows, live=live)) > 1.0
-    np.testing.assert_array_equal(step.weights, [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(step.weights, [0.0, 0.5, 0.5])
+    # The weight that rested is back.
+    step.run(rows)
+    assert step.weights[0] > 0.9
 
 
 def test_estimates_of_a_resting_task_rest():
@@ -304,3 +307,14 @@ def test_history_of_a_task_tensioner_without_labels_rests():
     np.testing.assert_array_equal(step.rule.seen, [4, 2, 4])
     lengths = np.linalg.norm(draw("normal", T, P, 0), axis=1)
     np.testing.assert_allclose(step.rule.lengths.numpy()[1, 0], lengths[1])
+
+
+def test_ema_learns_nothing_from_a_step_with_a_single_task():
+    rule = aggregators.EMA("nash_mtl")
+    long = 1e-3 * np.eye(2)
+    rule(long)
+    before = rule.last_task_weights
+    rule(long, live=[True, False])
+    np.testing.assert_array_equal(rule.last_task_weights, [1.0, 0.0])
+    rule(long)
+    np.testing.assert_allclose(rule.last_task_weights, before, rtol=1e-6)

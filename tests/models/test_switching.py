@@ -528,6 +528,7 @@ def test_data_that_run_out_after_an_epoch_are_keras_s_affair():
             strategy="alternating",
             epochs=2,
             steps_per_epoch=1,
+            shuffle=False,
             verbose=0,
         )
     assert isinstance(model.update_strategy, Alternating)

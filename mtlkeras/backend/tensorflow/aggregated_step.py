@@ -54,11 +54,9 @@ class AggregatedStep(GroupStep):
             weighted = self.weighted(losses)
             scaled = {name: self.scale(weighted[name]) for name in self.names}
             extra = None if self.extra is None else self.scale(self.extra)
+        added = self.take_extra(tape, extra)
         gradients = self.take_gradients(tape, scaled, weighted)
-        if extra is not None:
-            add_to(
-                gradients, self.variables, tape.gradient(extra, self.variables)
-            )
+        add_to(gradients, self.variables, added)
         return self.finish(gradients, ran_before)
 
     def finish(self, gradients, ran_before):
@@ -80,6 +78,21 @@ class AggregatedStep(GroupStep):
             return super().apply(*arguments)
 
     # -- gradients ------------------------------------------------------------
+
+    def take_extra(self, tape, extra):
+        """Gradients of what the model adds to the loss; notes if they are bad.
+
+        It belongs to no task, so if it is not finite no task can be trained.
+        """
+        self.extra_is_finite = True
+        if extra is None:
+            return [None] * len(self.variables)
+        gradients = tape.gradient(extra, self.variables)
+        checked = [self.extra]
+        if not self.loss_scaled:
+            checked += [g for g in gradients if g is not None]
+        self.extra_is_finite = all_finite(checked)
+        return gradients
 
     def take_gradients(self, tape, scaled, weighted):
         """Dict from `id(variable)` to its gradient."""
@@ -171,7 +184,8 @@ class AggregatedStep(GroupStep):
             jacobian / scale, self.losses_of(weighted), self.flags_for_rule()
         )
         direction = self.overflown(direction * scale)
-        return tf.split(direction, [m.shape[1] for m in matrices])
+        sizes = [m.shape[1] or tf.shape(m)[1] for m in matrices]
+        return tf.split(direction, tf.stack(sizes), num=len(sizes))
 
     def weigh(self, gramian, weighted):
         """The rule's `task_weights`, `[num_tasks]`."""
@@ -236,6 +250,7 @@ class AggregatedStep(GroupStep):
             finite &= tf.stack(
                 [all_finite(g) if g else tf.constant(True) for g in own]
             )
+        finite &= self.extra_is_finite
         self.every_finite = tf.reduce_all(finite)
         self.live = {}
         for name, flag in zip(self.names, tf.unstack(finite), strict=True):

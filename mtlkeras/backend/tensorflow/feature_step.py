@@ -27,6 +27,7 @@ class FeatureStep(AggregatedStep):
                 weighted = self.weighted(losses)
                 scaled = {n: self.scale(weighted[n]) for n in self.names}
             extra = None if self.extra is None else self.scale(self.extra)
+        added = self.take_extra(tape, extra)
         rows, direct, gradients = self.head_gradients(scaled)
         del self.heads
         matrices = [
@@ -43,20 +44,41 @@ class FeatureStep(AggregatedStep):
                 for g in direct[name]
             ]
             add_to(gradients, self.shared, terms)
-        self.go_on(tape, combined, rows, extra, gradients)
+        self.go_on(tape, combined, rows, gradients)
+        add_to(gradients, self.variables, added)
         return self.finish(gradients, ran_before)
 
     def predict(self):
         if self.aggregator.feature_layers is None:
             return self.predict_in_two_parts()
-        self.features = []
+        self.features, self.past_features = [], []
         with recorded_outputs(
-            self.model, self.aggregator.feature_layers
+            self.model, self.aggregator.feature_layers, self.leave_trunk
         ) as record:
-            record.when_complete = self.watch
             predictions = super().predict()
         record.check()
         return predictions
+
+    def leave_trunk(self, output):
+        """A feature as what comes after it sees it.
+
+        Between an early feature and a later one lies a part of the trunk. For
+        the heads' tape the later one must not come from the early one: that
+        way is gone when the trunk's own backward pass starts at both.
+        """
+        output = tf.convert_to_tensor(output)
+        if not output.dtype.is_floating:
+            return output
+        with self.heads.stop_recording():
+            past = tf.identity(output)
+        mask = getattr(output, "_keras_mask", None)
+        if mask is not None:
+            past._keras_mask = mask
+        self.features.append(output)
+        self.past_features.append(past)
+        self.heads.watch(past)
+        self.heads.watch([v.value for v in self.variables])
+        return past
 
     def predict_in_two_parts(self):
         trunk, heads = self.plan.structure.cut_for(
@@ -81,7 +103,7 @@ class FeatureStep(AggregatedStep):
 
     def watch(self, features):
         """From here on everything is past the features."""
-        self.features = features
+        self.features = self.past_features = features
         self.heads.watch(features)
         self.heads.watch([v.value for v in self.variables])
 
@@ -95,7 +117,7 @@ class FeatureStep(AggregatedStep):
         rows, direct, gradients = {}, {}, {}
         count = len(self.features)
         for name in self.names:
-            sources = [*self.features, *self.shared, *self.own[name]]
+            sources = [*self.past_features, *self.shared, *self.own[name]]
             taken = self.heads.gradient(scaled[name], sources)
             rows[name] = taken[:count]
             direct[name] = taken[count : count + len(self.shared)]
@@ -142,8 +164,8 @@ class FeatureStep(AggregatedStep):
             for part, feature in zip(parts, self.features, strict=True)
         ], weights
 
-    def go_on(self, tape, combined, rows, extra, gradients):
-        """Adds what flows from the features, and from `extra`, to the trunk."""
+    def go_on(self, tape, combined, rows, gradients):
+        """Adds what flows from the features to the trunk."""
         targets, seeds = list(self.features), list(combined)
         if targets:
             taken = tape.gradient(
@@ -164,9 +186,6 @@ class FeatureStep(AggregatedStep):
                         targets, before, output_gradients=seeds
                     )
                     add_to(gradients, before, taken)
-        if extra is not None:
-            taken = tape.gradient(extra, self.variables)
-            add_to(gradients, self.variables, taken)
 
 
 def stack_rows(feature, gradients):

@@ -5,29 +5,27 @@ import keras
 
 
 class Record:
-    """Outputs of some layers, in the order of their calls.
+    """Outputs of some layers, each called once.
 
-    Attributes:
-        when_complete: Function that gets the list of outputs as soon as every
-            layer was called once.
+    Args:
+        names: Names of the layers.
+        replace: Function from an output tensor to the one that the model goes
+            on with.
     """
 
-    def __init__(self, names):
-        self.outputs = []
-        self.when_complete = None
+    def __init__(self, names, replace):
         self._waiting = set(names)
+        self._replace = replace
 
-    def add(self, name, output):
-        if not self._waiting:
+    def add(self, name, outputs):
+        if name not in self._waiting:
             raise ValueError(
-                f"The layer '{name}' in `feature_layers` is called again after "
-                "all of them were: where the shared part ends must be clear. "
-                "Name the last layers that the tasks share."
+                f"The layer '{name}' in `feature_layers` is called again: "
+                "where the shared part ends must be clear. Name the last "
+                "layers that the tasks share."
             )
-        self.outputs.append(output)
         self._waiting.discard(name)
-        if not self._waiting:
-            self.when_complete(self.outputs)
+        return keras.tree.map_structure(self._replace, outputs)
 
     def check(self):
         if self._waiting:
@@ -38,9 +36,9 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded_outputs(model, names):
-    """Records the outputs of the named layers while the model is called."""
-    record = Record(names)
+def recorded_outputs(model, names, replace):
+    """Replaces the outputs of the named layers while the model is called."""
+    record = Record(names, replace)
     layers = [find_layer(model, name) for name in names]
     for layer in layers:
         layer.__dict__["call"] = _recording(layer.call, layer.name, record)
@@ -66,9 +64,6 @@ def find_layer(model, name):
 
 def _recording(call, name, record):
     def recording(*args, **kwargs):
-        outputs = call(*args, **kwargs)
-        for output in keras.tree.flatten(outputs):
-            record.add(name, output)
-        return outputs
+        return record.add(name, call(*args, **kwargs))
 
     return recording
