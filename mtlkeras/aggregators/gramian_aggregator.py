@@ -4,7 +4,6 @@ from keras import ops
 
 from mtlkeras.aggregators.aggregator import (
     Aggregator,
-    all_live,
     check_matrix,
     check_one_per_task,
     is_single,
@@ -69,7 +68,8 @@ class GramianAggregator(Aggregator):
         if task_losses is not None:
             task_losses = ops.convert_to_tensor(task_losses)
         self.ensure_built(gramian.shape[0])
-        live = all_live(gramian.shape[0]) if live is None else live
+        if live is None:
+            live = ops.isfinite(ops.diagonal(gramian))
         live = ops.convert_to_tensor(live, "bool")
         check_one_per_task(gramian.shape[0], task_losses, live)
         live = self.with_valid_losses(live, task_losses)

@@ -172,3 +172,26 @@ def test_float32_of_every_size_is_finite(case):
         for kind in ("normal", "conflict", "stationary"):
             jacobian = scale * draw(kind, T, P)
             assert np.all(np.isfinite(single(jacobian))), (scale, kind)
+
+
+@pytest.mark.parametrize("case", RULES, ids=repr)
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 3e38])
+def test_rows_that_are_not_finite_are_left_out(case, bad):
+    """3e38 is, but its square is not."""
+    jacobian = draw("normal", T, P).astype("float32")
+    losses = np.ones(T)
+    rule = case.aggregator()
+    live = np.array([True, False, True])
+    expected = np.asarray(rule(jacobian, losses, live))
+    jacobian[1, 2] = bad
+    rule.reset_state()
+    found = np.asarray(rule(jacobian, losses))
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, expected)
+    if case.is_gramian:
+        rule.reset_state()
+        with np.errstate(all="ignore"):
+            gramian = jacobian @ jacobian.T
+        weights = np.asarray(rule.weigh(gramian, losses))
+        assert np.isfinite(weights).all()
+        assert weights[1] == 0
