@@ -97,7 +97,6 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         self._untracked = types.SimpleNamespace(
             template=optimizer,
             rates={},  # clone -> its rate as the user sees it, and depth
-            steps={},  # clone -> its elementwise update
             last_decay=None,
             first_update=None,
             update_if=lambda condition, update, variables: ops.cond(
@@ -175,25 +174,22 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         clone._apply_weight_decay = lambda variables: self._decay(
             decay, clone, variables
         )
-        self._untracked.steps[id(clone)] = clone._backend_update_step
-        clone._backend_update_step = lambda *args: self._update(clone, *args)
+        if self.shared_scale != 1.0:
+            # Per variable, not in two calls of the hook for all of them:
+            # Nadam's has state that must move once per update.
+            step = clone.update_step
+            clone.update_step = lambda gradient, variable, rate: step(
+                gradient, variable, ops.multiply(rate, self._scale_of(variable))
+            )
         return clone
 
-    def _update(self, clone, gradients, variables, learning_rate):
-        """The elementwise update, at a rate of their own for shared ones."""
-        step = self._untracked.steps[id(clone)]
+    def _scale_of(self, variable):
+        """Factor on the learning rate of a variable's updates."""
         if self.shared_scale == 1.0:
-            return step(gradients, variables, learning_rate)
-        shared_rate = ops.multiply(learning_rate, self.shared_scale)
-        pairs = list(zip(gradients, variables, strict=True))
-        for rate, wanted in ((shared_rate, True), (learning_rate, False)):
-            chosen = [(g, v) for g, v in pairs if self._is_shared(v) is wanted]
-            if chosen:
-                step([g for g, _ in chosen], [v for _, v in chosen], rate)
-
-    def _is_shared(self, variable):
+            return 1.0
         index = self._get_variable_index(variable)
-        return sum(index in slot for slot in self.slots) > 1
+        is_shared = sum(index in slot for slot in self.slots) > 1
+        return self.shared_scale if is_shared else 1.0
 
     def replace_branches(self, update_if):
         """Lets a backend say how an update depends on a condition.
@@ -208,12 +204,15 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         """Lets a backend put its own elementwise update into the clones.
 
         Args:
-            replace: Function from `(clone, update)` to another
-                `update(gradients, variables, learning_rate)`.
+            replace: Function from `(clone, update, scale_of)` to another
+                `update(gradients, variables, learning_rate)`, where
+                `scale_of(variable)` is a factor on the learning rate. The
+                given `update` heeds it by itself.
         """
-        steps = self._untracked.steps
         for clone in map(innermost, self.optimizers):
-            steps[id(clone)] = replace(clone, steps[id(clone)])
+            clone._backend_update_step = replace(
+                clone, clone._backend_update_step, self._scale_of
+            )
 
     def _decay(self, decay, clone, variables):
         if not decays(clone):

@@ -714,6 +714,28 @@ def test_factors_scale_the_update(name):
     assert_close(variables, expected, rtol=1e-5 if name == "muon" else 1e-11)
 
 
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_shared_scale_scales_the_update_of_shared_variables(name):
+    """As another learning rate would; Nadam's common state moves once."""
+    dtype = dtype_of(name)
+    make = OPTIMIZERS[name]
+    _, variables = run_container(make(), dtype=dtype, shared_scale=0.25)
+    expected = make_variables(dtype)
+    optimizers = [(make(), make()) for _ in SLOTS]
+    for (low, full), (*shared, head) in zip(optimizers, SLOTS, strict=True):
+        low.learning_rate = 0.25 * RATE
+        low.build([expected[i] for i in shared])
+        full.build([expected[head]])
+    for batch in range(5):
+        for task, slot in enumerate(SLOTS):
+            own = [expected[i] for i in slot]
+            taken = gradients(batch, task, own)
+            low, full = optimizers[task]
+            low.apply(taken[:-1], own[:-1])
+            full.apply(taken[-1:], own[-1:])
+    assert_close(variables, expected, rtol=1e-5 if name == "muon" else 1e-11)
+
+
 def test_factors_with_a_schedule():
     factors = [0.5, 1.0, 4.0]
     _, variables = run_container(

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 
-def fused_update(optimizer, unfused):
+def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
     """A fused `update(gradients, variables, learning_rate)`.
 
     Only the elementwise step is replaced, at the hook that Keras has for
@@ -22,6 +22,8 @@ def fused_update(optimizer, unfused):
         optimizer: The optimizer whose state is to be used.
         unfused: Its update as it is, returned for optimizers without a kernel
             and used for sparse gradients.
+        scale_of: Function from a variable to a factor on its learning rate,
+            which `unfused` heeds by itself. Defaults to 1 for all.
     """
     kind = type(optimizer)
     if kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
@@ -36,7 +38,12 @@ def fused_update(optimizer, unfused):
     def update(gradients, variables, learning_rate):
         if any(isinstance(g, tf.IndexedSlices) for g in gradients):
             return unfused(gradients, variables, learning_rate)
-        return step(optimizer, gradients, variables, learning_rate)
+        by_scale = {}
+        for pair in zip(gradients, variables, strict=True):
+            by_scale.setdefault(scale_of(pair[1]), []).append(pair)
+        for scale, pairs in by_scale.items():
+            rate = learning_rate if scale == 1.0 else learning_rate * scale
+            step(optimizer, *zip(*pairs, strict=True), rate)
 
     return update
 
