@@ -217,7 +217,7 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
     def _decay(self, decay, clone, variables):
         if not decays(clone):
             return
-        condition = self._untracked.first_update or (lambda variable: True)
+        condition = self._untracked.first_update or self.decay_is_due
         by_condition = {}
         for v in variables:
             first = condition(v)
@@ -328,7 +328,8 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
             variables: List of variables out of those of the slot.
             first_update: Function of a variable that tells whether this is
                 its first update in the batch (`True`, `False` or a boolean
-                tensor), so that it decays once. Defaults to always.
+                tensor), so that it decays once. Defaults to `None`: where it
+                has not decayed since the last `finish_batch`.
             resting: List of `(rests, variables)`: these variables and the
                 clone's state of them keep their values where the boolean
                 tensor `rests` is true.
@@ -395,7 +396,9 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
             )
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
-        self.apply_slot(0, grads, trainable_variables)
+        self.apply_slot(
+            0, grads, trainable_variables, first_update=lambda variable: True
+        )
         self.finish_batch()
 
     def scale_loss(self, loss, slot=0):

@@ -502,6 +502,32 @@ def test_weight_decay_before_the_first_update_that_happens():
     assert_close(variables, expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_weight_decay_once_per_batch_in_a_custom_loop(in_graph):
+    """Without `first_update` the container itself knows what has decayed."""
+    variables = make_variables()
+    optimizer = PerTaskOptimizer(
+        keras.optimizers.SGD(RATE, weight_decay=DECAY), slots=SLOTS
+    )
+    optimizer.build(variables)
+    before = nets.values(variables)
+
+    def train_batch():
+        for task, slot in enumerate(SLOTS):
+            own = [variables[i] for i in slot]
+            zeros = [tf.zeros_like(v.value) for v in own]
+            optimizer.apply_slot(task, zeros, own)
+        optimizer.finish_batch()
+
+    step = tf.function(train_batch) if in_graph else train_batch
+    for batch in (1, 2):
+        step()
+        for value, start in zip(nets.values(variables), before, strict=True):
+            np.testing.assert_allclose(
+                value, start * (1 - DECAY * RATE) ** batch, rtol=1e-14
+            )
+
+
 def test_weight_decay_by_a_tensor_condition():
     variables = make_variables()
     optimizer = PerTaskOptimizer(

@@ -58,6 +58,7 @@ def _update_head(batch, name, slot, head_gradients):
             slot,
             [g * tf.cast(scale, g.dtype) for g, _ in pairs],
             [v for _, v in pairs],
+            first_update=lambda variable: True,
         )
 
     clone = batch.model.optimizer.optimizers[slot]
