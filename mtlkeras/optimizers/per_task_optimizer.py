@@ -33,8 +33,11 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
     clone: every update is Keras's own `apply`.
 
     Args:
-        optimizer: Any `keras.optimizers.Optimizer`, also a
+        optimizer: A `keras.optimizers.Optimizer`, also a
             `LossScaleOptimizer`. It is the template and is not used itself.
+            `ScheduleFreeAdamW` is refused where slots share variables, since
+            it writes a variable anew from state of its own and would undo the
+            other slots' updates.
         slots: List with one list per clone: the indices of the clone's
             variables in the list given to `build`. `None` is one clone on all
             variables. Defaults to `None`.
@@ -136,9 +139,28 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
                 f"length. Received: {count} slots, names={names}, "
                 f"factors={factors}"
             )
+        self._check_template(slots)
         self.slots, self.names, self.factors = slots, names, factors
         self.shared_scale = float(shared_scale)
         self.optimizers = [self._clone(self.template(), name) for name in names]
+
+    def _check_template(self, slots):
+        """Refuses updates that are not relative to the variable's value."""
+        overwrites = getattr(keras.optimizers, "ScheduleFreeAdamW", None)
+        template = innermost(self.template())
+        if overwrites is None or not isinstance(template, overwrites):
+            return
+        indices = [i for slot in slots for i in set(slot)]
+        if len(set(indices)) < len(indices):
+            raise ValueError(
+                "Slots that share variables need an optimizer that adds its "
+                "update to the variable: ScheduleFreeAdamW writes the variable "
+                "anew from state of its own, so each slot would undo the "
+                f"others' updates. Received: optimizer={template.name} "
+                f"({type(template).__name__}) with {len(slots)} slots. Use "
+                "another optimizer such as `keras.optimizers.AdamW`, or one "
+                "state for all tasks: strategy='joint', or `task_slots=False`."
+            )
 
     def _clone(self, template, slot_name):
         name = f"{template.name}_{slot_name}"

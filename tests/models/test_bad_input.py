@@ -392,6 +392,37 @@ def test_optimizer_of_another_model():
         compiled(strategy, first, optimizer=first.optimizer)
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "ScheduleFreeAdamW"),
+    reason="This Keras has no ScheduleFreeAdamW.",
+)
+def test_optimizer_that_overwrites_shared_weights():
+    def make():
+        return keras.optimizers.ScheduleFreeAdamW(0.01)
+
+    def refused(call):
+        refuses(
+            call,
+            "adds its update to the variable",
+            "ScheduleFreeAdamW",
+            "3 slots",
+            "task_slots=False",
+        )
+
+    for strategy in ("alternating", "round_robin", "multi_adaptive"):
+        refused(lambda s=strategy: compiled(s, optimizer=make()))
+    scaling = keras.optimizers.LossScaleOptimizer
+    refused(lambda: compiled("alternating", optimizer=scaling(make())))
+    model = compiled(optimizer=make())
+    refused(lambda: fit(model, strategy="alternating"))
+    # The model stays as it was, and one state for all tasks is fine.
+    assert model.update_strategy == strategies.Joint()
+    fit(model)
+    fit(model, strategy=Alternating(task_slots=False))
+    groups = [[*TASKS]]
+    compiled(Grouped(groups), optimizer=make())
+
+
 # Keras warns first, where it cannot know before the epoch.
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("strategy", ["joint", "alternating"])
