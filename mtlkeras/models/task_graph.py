@@ -155,6 +155,13 @@ class Head(keras.layers.Layer):
             outputs[name] = inputs[position]
         return {name: outputs[name] for name in self._names}
 
+    def compute_mask(self, inputs, previous_mask):
+        """Nothing to add: the layers inside put masks on their outputs.
+
+        Without this method Keras warns that masks are lost here.
+        """
+        return None
+
 
 def _as_called_now(operation):
     """The operation without the `training` that the graph was built with.

@@ -484,6 +484,114 @@ def test_subclassed_models(strategy):
         nets.assert_same_bits(after, before)
 
 
+# -- Keras's masks -----------------------------------------------------------
+
+
+def masked_sequences(cls=mtlkeras.MultiTaskModel):
+    """Two tasks on every step of sequences whose empty steps are masked."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 3))
+    x = keras.layers.Masking()(inputs)
+    x = keras.layers.Dense(4, activation="tanh", name="trunk")(x)
+    return cls(
+        inputs,
+        {
+            "left": keras.layers.Dense(2, name="left")(x),
+            "right": keras.layers.Dense(1, name="right")(x),
+        },
+    )
+
+
+def sequences():
+    """`(x, y, unmasked)`; of "left" half of the steps are labelled."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 5, 3)).astype("float32")
+    unmasked = rng.random((4, 5)) < 0.6
+    x[~unmasked] = 0
+    y = {
+        "left": rng.normal(size=(4, 5, 2)).astype("float32"),
+        "right": rng.normal(size=(4, 5, 1)).astype("float32"),
+    }
+    y["left"][rng.random((4, 5)) < 0.5] = np.nan
+    return x, y, unmasked
+
+
+def masked_means(outputs, y, unmasked, weights=None):
+    losses = {}
+    for name, target in y.items():
+        seen = unmasked & ~np.isnan(target).any(-1)
+        error = tf.boolean_mask(outputs[name], seen) - target[seen]
+        square = tf.reduce_mean(tf.square(error), -1)
+        if weights is not None:
+            square *= weights[seen]
+        losses[name] = tf.reduce_mean(square)
+    return losses
+
+
+WITH_MASKS = [
+    "joint",
+    "alternating",
+    "multi_adaptive",
+    strategies.Alternating(shuffle=True, seed=0),
+]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("strategy", WITH_MASKS, ids=repr)
+def test_means_over_labelled_and_unmasked_entries(strategy, weighted):
+    x, y, unmasked = sequences()
+    model = masked_sequences()
+    compiled(strategy, keras.optimizers.SGD(0.0), model, loss="mse")
+    weights = None
+    if weighted:
+        weights = np.linspace(0.5, 2.0, 20, dtype="float32").reshape(4, 5)
+    given = None if weights is None else dict.fromkeys(y, weights)
+    outputs = masked_sequences(keras.Model).predict(x, verbose=0)
+    expected = masked_means(outputs, y, unmasked, weights)
+    logs = model.train_on_batch(x, y, sample_weight=given, return_dict=True)
+    evaluated = model.evaluate(
+        x, y, sample_weight=given, return_dict=True, verbose=0
+    )
+    for name, value in expected.items():
+        for found in (logs, evaluated):
+            np.testing.assert_allclose(found[f"{name}_loss"], value, rtol=1e-5)
+    # The loss by itself says the same.
+    output = tf.constant(outputs["left"])
+    output._keras_mask = tf.constant(unmasked)
+    alone = mtlkeras.losses.MaskedLoss("mse")(y["left"], output, weights)
+    np.testing.assert_allclose(alone, expected["left"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["joint", "multi_adaptive"])
+def test_masked_entries_do_not_move_weights(strategy):
+    """With plain SGD both are one step down the sum of the means."""
+    x, y, unmasked = sequences()
+    model, reference = masked_sequences(), masked_sequences(keras.Model)
+    compiled(strategy, keras.optimizers.SGD(0.1), model, loss="mse")
+    model.train_on_batch(x, y)
+    with tf.GradientTape() as tape:
+        losses = masked_means(reference(x), y, unmasked)
+        total = losses["left"] + losses["right"]
+    variables = reference.trainable_variables
+    keras.optimizers.SGD(0.1).apply(tape.gradient(total, variables), variables)
+    for a, b in zip(
+        nets.values(model.weights), nets.values(reference.weights), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_labelled_is_unmasked():
+    x, y, unmasked = sequences()
+    y["left"][unmasked] = np.nan
+    y["left"][~unmasked] = 1.0
+    model = masked_sequences()
+    compiled("alternating", keras.optimizers.SGD(0.1), model, loss="mse")
+    before = nets.values(model.get_layer("left").weights)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["left_loss"] == 0
+    nets.assert_same_bits(nets.values(model.get_layer("left").weights), before)
+
+
 # -- what is said -----------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ class Labels:
         self.loss_weights = dict(weights)
         self.labelled = dict.fromkeys(tasks.names, True)
         self.fractions = dict.fromkeys(tasks.names)
+        self._scales = {}  # task -> size / count of its entries
         alike = {}
         for name in tasks.names:
             self.targets[name] = target = tf.convert_to_tensor(targets[name])
@@ -82,6 +83,7 @@ class Labels:
         # Keras divides by the entries here and by the number of replicas.
         scale = tf.math.divide_no_nan(size * num_replicas(), count)
         size = sum_over_replicas(size)
+        self._scales.update(zip(names, tf.unstack(scale), strict=True))
         scale = tf.reshape(scale, [-1] + [1] * len(axes))
         weights = entries * scale
         values = zip(
@@ -136,5 +138,27 @@ class Labels:
             # Its values have a shape of their own, so it masks itself.
             value = loss(self.given[name], prediction, self.given_weights[name])
         else:
-            value = loss.loss(target, prediction, self.loss_weights[name])
+            weights = self._weights_under_mask(name, prediction)
+            value = loss.loss(target, prediction, weights)
         return self.tasks.as_scalar(name, value)
+
+    def _weights_under_mask(self, name, prediction):
+        """Sample weights for the mean over labelled and unmasked entries.
+
+        Keras weighs what its mask (of `Masking`, `Embedding`) leaves by all
+        through unmasked entries. The number of unmasked ones that are labelled
+        is no product of two fractions: it has to be counted.
+        """
+        weights, entries = self.loss_weights[name], self.entries[name]
+        mask = getattr(prediction, "_keras_mask", None)
+        if mask is None or entries is None or not self._divides_by_size(name):
+            return weights
+        if len(mask.shape) != len(entries.shape):
+            return weights
+        # Each replica by itself, as Keras has it for masks: within a branch
+        # replicas cannot exchange what they count.
+        mask = tf.cast(mask, entries.dtype)
+        counted = tf.reduce_sum(mask * entries)
+        return weights * tf.math.divide_no_nan(
+            tf.reduce_sum(mask), counted * self._scales[name]
+        )
