@@ -533,6 +533,7 @@ WITH_MASKS = [
     "alternating",
     "multi_adaptive",
     strategies.Alternating(shuffle=True, seed=0),
+    strategies.RandomGroups(2, resample="step", seed=0),
 ]
 
 

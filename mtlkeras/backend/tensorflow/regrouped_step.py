@@ -264,4 +264,9 @@ def _pass_gradient_if(condition, tensor):
             condition, g, tf.zeros_like(g)
         )
 
-    return identity(tensor)
+    output = identity(tensor)
+    # Keras keeps masks on the tensors themselves; the losses need them.
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is not None:
+        output._keras_mask = mask
+    return output
