@@ -301,7 +301,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 batch_size=batch_size,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=_with_first(callbacks, reporter),
+                callbacks=_with_first(callbacks, reporter, self),
                 validation_split=validation_split,
                 validation_data=validation_data,
                 shuffle=shuffle,
@@ -319,6 +319,11 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 self._put_in_force(before[0])
                 self.train_function = before[1]
             raise
+        finally:
+            # The list is the user's, who may use it again.
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                if reporter in callbacks.callbacks:
+                    callbacks.callbacks.remove(reporter)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_compiled("train_on_batch")
@@ -514,13 +519,13 @@ def _task_metrics(metrics, flags):
     )
 
 
-def _with_first(callbacks, reporter):
+def _with_first(callbacks, reporter, model):
     """The user's callbacks after ours, which prepares what they save."""
     if callbacks is None:
         return [reporter]
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(reporter)
-        reporter.set_model(callbacks.model)
+        callbacks.callbacks.insert(0, reporter)
+        reporter.set_model(model)
         return callbacks
     if isinstance(callbacks, (list, tuple)):
         return [reporter, *callbacks]

@@ -316,6 +316,33 @@ def test_random_groups(resample):
         assert any(first != second for first, second in epochs)
 
 
+def test_a_callback_list_finds_the_next_draw_at_the_end_of_an_epoch():
+    """`BackupAndRestore` saves there; and the list stays the user's own."""
+    model = compiled(RandomGroups(2, "epoch", seed=0))
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            optimizer = self.model.optimizer
+            seen.append((int(optimizer.draw), int(optimizer.iterations)))
+
+    given = keras.callbacks.CallbackList(
+        [Look()], add_history=True, model=model
+    )
+    before = list(given.callbacks)
+    x, y = regression_data(rows=8)
+    y["left"][:] = np.nan
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="no batch held a label") as caught:
+            model.fit(x, y, batch_size=4, callbacks=given, verbose=0)
+        assert [w.category for w in caught].count(UserWarning) == 1
+        assert given.callbacks == before
+    assert seen == [(2, 2), (4, 4)]
+    with pytest.raises(ValueError, match="NaN targets"):
+        model.fit(x, {**y, "left": None}, callbacks=given, verbose=0)
+    assert given.callbacks == before
+
+
 def test_groups_of_a_subclass_are_known_after_data():
     model = compiled("alternating", Subclassed())
     with pytest.raises(ValueError, match="in force"):
