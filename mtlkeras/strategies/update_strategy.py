@@ -29,8 +29,6 @@ class UpdateStrategy:
             own. `False` is the ablation with one state in common.
         task_learning_rates: Dict `{task: factor}` or `None`. Multiplies the
             task's update; tasks not named have factor 1.
-        seed: Integer or `None`, for strategies that draw. `None` draws a seed
-            from Python's generator, which `keras.utils.set_random_seed` seeds.
     """
 
     updates_jointly = False
@@ -177,6 +175,7 @@ def check_flag(name, value):
 
 def check_seed(seed):
     if seed is None:
+        # From the generator that `keras.utils.set_random_seed` seeds.
         return random.randint(0, 2**31 - 1)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(
