@@ -28,7 +28,7 @@ from mtlkeras.aggregators import (
     TaskTensioner,
     UPGrad,
 )
-from mtlkeras.strategies import Grouped
+from mtlkeras.strategies import Grouped, RandomGroups
 
 HEADS = {name: f"head_{name}" for name in TASKS}
 ROWS = 8
@@ -528,16 +528,44 @@ def test_a_rule_of_another_number_of_tasks_is_refused_whole():
     model.fit(x, y, verbose=0)
 
 
-@pytest.mark.parametrize(
-    "strategy", ["alternating", "round_robin", "multi_adaptive"]
+OF_ONE_TASK = (
+    "joins the gradients of several tasks",
+    "has one task",
+    "Use strategy='joint', 'grouped' or 'random_groups'",
 )
-def test_strategies_without_groups_to_join(strategy):
-    with pytest.raises(ValueError, match="aggregator"):
-        compiled("mgda", strategy=strategy)
+NOT_FIXED = (
+    "joins the gradients of a fixed group of tasks",
+    "resample='never'",
+    "Use one of those strategies",
+)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("alternating", OF_ONE_TASK),
+        (Grouped([[name] for name in TASKS]), OF_ONE_TASK),
+        ("round_robin", NOT_FIXED),
+        ("sampled", NOT_FIXED),
+        ("multi_adaptive", NOT_FIXED),
+        (RandomGroups(2, resample="step", seed=0), NOT_FIXED),
+        (RandomGroups(2, resample="epoch", seed=0), NOT_FIXED),
+    ],
+    ids=repr,
+)
+def test_strategies_without_groups_to_join(strategy, words):
+    """Said: what must hold, what came and what to do."""
     model = compiled("mgda")
     x, y = batch()
-    with pytest.raises(ValueError, match="aggregator"):
-        model.fit(x, y, strategy=strategy, verbose=0)
+    came = type(mtlkeras.strategies.get(strategy)).__name__
+    for call in (
+        lambda: compiled("mgda", strategy=strategy),
+        lambda: model.fit(x, y, strategy=strategy, verbose=0),
+    ):
+        with pytest.raises(ValueError, match="aggregator=None") as caught:
+            call()
+        for part in (*words, "Received:", f"strategy={came}(", "mgda"):
+            assert part in str(caught.value)
     assert model.update_strategy.updates_jointly
     model.fit(x, y, verbose=0)
 
