@@ -28,9 +28,9 @@ def test_links_into_the_repository(link):
     assert (ROOT / link).exists()
 
 
-def test_names_no_strategy_that_does_not_exist():
+def test_the_table_names_every_strategy_and_no_other():
     from mtlkeras import strategies
 
     table = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
     assert table
-    assert set(table) <= set(strategies.ids())
+    assert set(table) == set(strategies.ids())
