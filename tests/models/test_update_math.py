@@ -654,10 +654,14 @@ def other_strategies():
         Alternating(task_slots=False),
         Alternating(shuffle=True, seed=0),
         Grouped([["a"]]),
+        Grouped([["a"]], task_slots=False),
         RandomGroups(1, seed=0),
+        RandomGroups(1, resample="epoch", seed=0),
         RandomGroups(1, resample="step", seed=0),
         RoundRobin(),
+        RoundRobin(task_slots=False),
         Sampled(seed=0),
+        Sampled(task_slots=False, seed=0),
     ]
 
 
