@@ -42,7 +42,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
     - `aggregator`: how several task gradients become one;
     - `balancer`: how much each task's loss counts.
 
-    Without them it trains as `keras.Model`, bit for bit.
+    Without them it trains as `keras.Model`, bit for bit (see `Joint`).
 
     It is made in three ways: from inputs and outputs, as a functional model,
     with a dict (task names are its keys), a list (names are the output layers'
