@@ -725,6 +725,33 @@ def test_an_added_loss_that_is_not_finite_skips_the_batch(place):
     nets.assert_same_bits(nets.values(model.variables), before)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        MGDA(),
+        GradDrop(),
+        TaskTensioner(window=1),
+        UPGrad(gradients_at="features"),
+        MGDA(memory="low"),
+    ],
+    ids=["products", "rows", "state", "features", "low"],
+)
+def test_a_step_compiled_as_a_whole(rule):
+    x, y = batch()
+    found = []
+    for options in ({"run_eagerly": True}, {"jit_compile": True}):
+        model = compiled(
+            type(rule).from_config(rule.get_config()),
+            optimizer=keras.optimizers.Adam(0.01, epsilon=1e-3),
+            **{"run_eagerly": False, **options},
+        )
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        found.append(nets.values(model.variables))
+    for eager, xla in zip(*found, strict=True):
+        np.testing.assert_allclose(xla, eager, rtol=1e-3, atol=1e-5)
+
+
 def test_weights_are_those_of_the_strategy_in_force():
     x, y = batch()
     model = compiled("mgda", strategy=Grouped([["left", "right"], ["middle"]]))

@@ -92,6 +92,7 @@ def test_steps_per_execution_changes_no_bit(id):
         "alternating_shuffled",
         "random_groups_step",
         "sampled",
+        "multi_adaptive",
     ],
 )
 def test_xla(id):
