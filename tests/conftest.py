@@ -1,4 +1,8 @@
 import gc
+import os
+
+# Nothing here is large: more threads would only get into each other's way.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import keras
 import pytest
