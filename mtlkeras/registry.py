@@ -1,4 +1,5 @@
 import difflib
+import inspect
 import re
 
 import keras
@@ -67,5 +68,17 @@ class Registry:
         except TypeError as error:
             raise ValueError(
                 f"`{self.argument}={identifier!r}` needs arguments, so pass an "
-                f"object: `{self.classes[name].__name__}(...)`. {error}"
+                f"object: `{self.classes[name].__name__}(...)` with values for "
+                f"{_required(self.classes[name])}."
             ) from error
+
+
+def _required(cls):
+    """Names of the arguments that have no default."""
+    parameters = inspect.signature(cls.__init__).parameters
+    return [
+        name
+        for name, parameter in list(parameters.items())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]

@@ -40,7 +40,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 
     - `strategy`: which tasks update together, and when;
     - `aggregator`: how several task gradients become one;
-    - `balancer`: how much each task's loss counts.
+    - `balancer`: how much each task's loss counts (`None` in this version).
 
     Without them it trains as `keras.Model`, bit for bit (see `Joint`).
 
@@ -174,8 +174,8 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 to `"joint"`.
             aggregator: How several task gradients become one: an id, a config
                 or an object. Defaults to `None`: they are added.
-            balancer: How much each task's loss counts: an id, a config or an
-                object. Defaults to `None`: `loss_weights` alone.
+            balancer: How much each task's loss counts. This version has no
+                balancers but `loss_weights`. Defaults to `None`.
             on_nonfinite: `"skip"` leaves out the update of a task whose loss
                 or gradient is not finite, with its group's share of the
                 regularizers, counts it and warns once per epoch; `"raise"`

@@ -1,3 +1,5 @@
+import difflib
+
 import keras
 from keras import ops
 
@@ -139,10 +141,12 @@ class TaskSet:
         if isinstance(given, dict):
             unknown = [key for key in given if key not in names]
             if unknown:
+                near = difflib.get_close_matches(str(unknown[0]), names, 1, 0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(
                     f"The keys of `{what}` must be outputs of the model, which "
                     f"has the outputs {list(names)}. Received unknown keys: "
-                    f"{unknown}"
+                    f"{unknown}. Name the outputs as the model does.{hint}"
                 )
             return {name: given.get(name) for name in names}
         if isinstance(given, (list, tuple)):

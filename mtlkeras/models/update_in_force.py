@@ -68,14 +68,14 @@ class UpdateInForce:
                 "as 'joint', 'grouped' and 'random_groups' with "
                 "resample='never' have them. Received: "
                 f"strategy={self.strategy!r} with "
-                f"aggregator={self.aggregator.name!r}. Use one of those "
-                "strategies, or `aggregator=None`."
+                f"aggregator={type(self.aggregator).__name__}. Use one of "
+                "those strategies, or `aggregator=None`."
             )
         if len(task_names) > 1 and max(map(len, groups)) == 1:
             raise ValueError(
                 "An aggregator joins the gradients of several tasks, while "
                 f"every group of strategy={self.strategy!r} has one task. "
-                f"Received: aggregator={self.aggregator.name!r}. Use "
+                f"Received: aggregator={type(self.aggregator).__name__}. Use "
                 "strategy='joint', 'grouped' or 'random_groups', or pass "
                 "`aggregator=None`."
             )

@@ -73,12 +73,20 @@ class Grouped(UpdateStrategy):
         missing = [name for name in task_names if name not in named]
         twice = sorted({name for name in named if named.count(name) > 1})
         if unknown or missing or twice:
+            wrong = [
+                f"{what} {names}"
+                for what, names in (
+                    ("unknown tasks", unknown),
+                    ("missing tasks", missing),
+                    ("tasks named twice", twice),
+                )
+                if names
+            ]
             raise ValueError(
                 "Argument `groups` must hold each of the model's tasks "
                 f"{list(task_names)} exactly once. Received: "
                 f"groups={[list(group) for group in self._groups]}, with "
-                f"unknown tasks {unknown}, missing tasks {missing} and tasks "
-                f"named twice {twice}."
+                f"{', '.join(wrong)}. A task may have a group of its own."
             )
         return self._groups
 

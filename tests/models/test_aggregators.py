@@ -564,7 +564,7 @@ def test_strategies_without_groups_to_join(strategy, words):
     ):
         with pytest.raises(ValueError, match="aggregator=None") as caught:
             call()
-        for part in (*words, "Received:", f"strategy={came}(", "mgda"):
+        for part in (*words, "Received:", f"strategy={came}(", "=MGDA"):
             assert part in str(caught.value)
     assert model.update_strategy.updates_jointly
     model.fit(x, y, verbose=0)
