@@ -658,3 +658,23 @@ def test_class_weight_and_initial_epoch():
         epochs=3,
     )
     assert mine.history.epoch == [1, 2]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop"])
+def test_graph_as_tensorflow_optimizes_it(optimizer):
+    """With TensorFlow's own options, in the mode that `fit` has by default."""
+    x, y = regression_data(rows=40)
+    compare(
+        lambda cls: mlp(cls, batch_norm=True, dropout=0.2, regularizer="l2"),
+        x,
+        y,
+        lambda: {
+            "loss": losses(),
+            "metrics": dict.fromkeys(TASKS, ["mae"]),
+            "loss_weights": {"left": 0.5, "middle": 1.0, "right": 2.0},
+            "optimizer": optimizer,
+            "steps_per_execution": 4,
+            "run_eagerly": False,
+        },
+        validation_data=(x, y),
+    )
