@@ -14,7 +14,14 @@ import time
 from pathlib import Path
 
 import memory
-from report import describe_run, print_table, say, write
+from report import (
+    describe_run,
+    print_memory,
+    print_run,
+    print_table,
+    say,
+    write,
+)
 
 HERE = Path(__file__).parent
 PLAIN, FLOOR = "stock, all heads", "forward, T backward"
@@ -202,12 +209,7 @@ def measure_solvers(tasks, options):
 
 
 def print_report(report):
-    print(
-        f"\n{report['date']}, {report['cores']} cores, load "
-        f"{report['load_at_start'][0]}, Python {report['python']}, Keras "
-        f"{report['keras']}, TensorFlow {report['tensorflow']}, mtlkeras "
-        f"{report['mtlkeras']}\n"
-    )
+    print_run(report)
     table = []
     for row in report["rows"]:
         name, net = row["configuration"], row["net"]
@@ -264,12 +266,7 @@ def print_report(report):
         for r in report["solvers"]
     ]
     print_table("T|solver|ms|slowest ms|target".split("|"), table)
-    table = [
-        (r["net"], r["tasks"], r["configuration"], f"{r['bytes'] / 2**20:.0f}")
-        for r in report["memory"]
-    ]
-    if table:
-        print_table("net|T|what|peak MB over import".split("|"), table)
+    print_memory(report)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,26 @@ def write(report, path, started):
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
+def print_run(report):
+    """When and where a report was measured."""
+    print(
+        f"\n{report['date']}, {report['cores']} cores, load "
+        f"{report['load_at_start'][0]}, Python {report['python']}, Keras "
+        f"{report['keras']}, TensorFlow {report['tensorflow']}, mtlkeras "
+        f"{report['mtlkeras']}\n"
+    )
+
+
+def print_memory(report):
+    """The table of peaks, if they were measured."""
+    table = [
+        (r["net"], r["tasks"], r["configuration"], f"{r['bytes'] / 2**20:.0f}")
+        for r in report["memory"]
+    ]
+    if table:
+        print_table("net|T|what|peak MB over import".split("|"), table)
+
+
 def print_table(heads, rows):
     """A table that is also Markdown."""
     rows = [[str(cell) for cell in row] for row in [heads, *rows]]

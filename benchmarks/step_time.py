@@ -14,7 +14,14 @@ import time
 from pathlib import Path
 
 import memory
-from report import describe_run, print_table, say, write
+from report import (
+    describe_run,
+    print_memory,
+    print_run,
+    print_table,
+    say,
+    write,
+)
 
 HERE = Path(__file__).parent
 
@@ -228,12 +235,7 @@ def compare_rows(rows, steps, tasks, groups, options):
 
 
 def print_report(report):
-    print(
-        f"\n{report['date']}, {report['cores']} cores, load "
-        f"{report['load_at_start'][0]}, Python {report['python']}, Keras "
-        f"{report['keras']}, TensorFlow {report['tensorflow']}, mtlkeras "
-        f"{report['mtlkeras']}\n"
-    )
+    print_run(report)
     table = [
         (
             r["net"],
@@ -278,12 +280,7 @@ def print_report(report):
         for r in report["slots"]
     ]
     print_table("net|T|what|slot bytes|predicted|".split("|"), table)
-    table = [
-        (r["net"], r["tasks"], r["configuration"], f"{r['bytes'] / 2**20:.0f}")
-        for r in report["memory"]
-    ]
-    if table:
-        print_table("net|T|what|peak MB over import".split("|"), table)
+    print_memory(report)
 
 
 def first_step_target(entry):
