@@ -13,6 +13,8 @@ NOUNS |= {"optimizers", "strategies"}
 ALLOWED = {
     "models": NOUNS | {"backend"},
     **{noun: {"linalg", "registry"} for noun in NOUNS},
+    # Weights are derivatives, which `keras.ops` does not have.
+    "balancers": {"backend", "linalg", "registry"},
     "backend": set(),
     "callbacks": NOUNS,
     "datasets": set(),
