@@ -21,8 +21,8 @@ class LossBalancer(keras.layers.Layer):
 
     In training it works under every strategy: the loss of a sub-step is
     multiplied by its task's weight, computed from the last measured loss of
-    every task (times its `loss_weights`). Weights are 1 until the losses of
-    all tasks are known; a task without labels in a batch keeps its last one.
+    every task (times its `loss_weights`). Weights that depend on losses are 1
+    until those of all tasks are known; a task without labels in a batch keeps its last one.
     Unlike an aggregator, a balancer weighs the heads, too. Its variables are
     saved with the model and are no part of `model.trainable_variables`.
 
@@ -44,6 +44,8 @@ class LossBalancer(keras.layers.Layer):
         requires_gradient_norms: Whether `note_gradient_norms` wants the length
             of every task's gradient, at the tensors or variables that
             `norms_at` says (`False`).
+        depends_on_losses: Whether the weights depend on the losses (`True`).
+            If not, they count from the first batch on.
         offset: Number or list, added to the losses before a logarithm (`0`).
 
     Args:
@@ -55,6 +57,7 @@ class LossBalancer(keras.layers.Layer):
     requires_positive_losses = False
     update_after_step = False
     requires_gradient_norms = False
+    depends_on_losses = True
     offset = 0.0
 
     def __init__(self, log_task_weights=False, name=None):
@@ -124,10 +127,16 @@ class LossBalancer(keras.layers.Layer):
         self.last_losses.assign(losses)
         self.known.assign(known)
         self.update_state(losses, measured)
-        weights = derivative(self.call, losses)
-        weights = ops.where(ops.all(known), weights, 1.0)
+        weights = self.weights_now()
         self.task_weights.assign(weights)
         return ops.where(negative, ops.cast(np.nan, "float64"), weights)
+
+    def weights_now(self):
+        """The weights by the last measured losses, `[num_tasks]`."""
+        weights = derivative(self.call, ops.copy(self.last_losses))
+        if self.depends_on_losses:
+            weights = ops.where(ops.all(self.known), weights, 1.0)
+        return weights
 
     def update_state(self, task_losses, measured):
         """Lets a rule take note of measured losses; nothing here.
@@ -142,6 +151,14 @@ class LossBalancer(keras.layers.Layer):
 
         Args:
             trained: Which tasks trained in the batch, boolean, `[num_tasks]`.
+        """
+
+    def finish_epoch(self, task_losses):
+        """Lets a rule take note of an epoch; nothing here.
+
+        Args:
+            task_losses: List with the mean training loss of every task, NaN
+                where it did not train.
         """
 
     def update_after(self, task_losses, trained):

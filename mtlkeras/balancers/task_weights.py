@@ -9,6 +9,8 @@ from mtlkeras.balancers.per_task import check_per_task, values_per_task
 class TaskWeights(LossBalancer):
     """(to be written)"""
 
+    depends_on_losses = False
+
     def __init__(self, weights=None, **kwargs):
         super().__init__(**kwargs)
         self.initial_weights = check_per_task("weights", weights)
@@ -21,6 +23,23 @@ class TaskWeights(LossBalancer):
                 values_per_task("weights", self.initial_weights, self, 1.0),
                 dtype,
             ),
+        )
+
+        # Of the last two epochs in which each task trained: what callbacks
+        # derive weights from, saved with the model.
+        self.epoch_losses = self.add_state(
+            "epoch_losses",
+            (2, num_tasks),
+            keras.initializers.Constant(float("nan")),
+        )
+
+    def finish_epoch(self, task_losses):
+        losses = ops.convert_to_tensor(task_losses, "float64")
+        before, last = ops.unstack(ops.copy(self.epoch_losses))
+        shifted = ops.stack([last, losses])
+        kept = ops.stack([before, last])
+        self.epoch_losses.assign(
+            ops.where(ops.isfinite(losses), shifted, kept)
         )
 
     def call(self, task_losses):

@@ -8,6 +8,8 @@ from mtlkeras.balancers.learned_loss_balancer import LearnedLossBalancer
 class UncertaintyWeighting(LearnedLossBalancer):
     """(to be written)"""
 
+    depends_on_losses = False
+
     def build_state(self, num_tasks):
         self.log_variances = self.add_learned("log_variances", (num_tasks,))
 

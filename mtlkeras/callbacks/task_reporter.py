@@ -24,9 +24,10 @@ class TaskReporter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.has_trained = True
         self.batches += 1
-        raise_if_skipped(self.model)
+        check_losses(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
+        self._tell_balancer(logs or {})
         # Later on Keras warns of data that have run out.
         if not self.has_trained:
             raise ValueError(
@@ -58,6 +59,18 @@ class TaskReporter(keras.callbacks.Callback):
         if self.model._multi_task.strategy.regroups == "epoch":
             self.model.optimizer.draw.assign(self.model.optimizer.iterations)
 
+    def _tell_balancer(self, logs):
+        balancer, names = self.model.balancer, self.model.task_names
+        if balancer is None:
+            return
+        keys = [f"{name}_loss" for name in names] if names[1:] else ["loss"]
+        balancer.finish_epoch([logs.get(key, float("nan")) for key in keys])
+        if not balancer.log_task_weights:
+            return
+        weights = balancer.last_task_weights
+        for name, weight in zip(names, weights, strict=True):
+            logs[f"task_weight/{name}"] = float(weight)
+
 
 def _or_not_positive(model):
     aggregator = model.aggregator
@@ -67,8 +80,10 @@ def _or_not_positive(model):
     return f" (or a loss not positive, as {name} needs it)"
 
 
-def raise_if_skipped(model):
-    """Raises for an update that was left out, where the user wants that."""
+def check_losses(model):
+    """Raises for losses of the last batch that must not be as they are."""
+    if model.balancer is not None:
+        model.balancer.raise_if_negative()
     if model._multi_task.on_nonfinite != "raise":
         return
     skipped = list(model._multi_task.counters.skipped_tasks())

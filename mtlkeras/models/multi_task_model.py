@@ -3,14 +3,16 @@ import dataclasses
 import keras
 
 from mtlkeras.backend.tensorflow import MultiTaskTrainer
-from mtlkeras.callbacks.task_reporter import TaskReporter, raise_if_skipped
+from mtlkeras.callbacks.task_reporter import TaskReporter, check_losses
 from mtlkeras.metrics.task_metric import TaskMetric
 from mtlkeras.models.batch_counters import BatchCounters
+from mtlkeras.models.class_weights import split_class_weight
 from mtlkeras.models.data_spec import (
     input_spec_of,
     input_spec_of_built,
     is_empty,
 )
+from mtlkeras.models.frozen_tasks import FrozenTasks
 from mtlkeras.models.multi_task_state import MultiTaskState
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
@@ -40,7 +42,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
 
     - `strategy`: which tasks update together, and when;
     - `aggregator`: how several task gradients become one;
-    - `balancer`: how much each task's loss counts (`None` in this version).
+    - `balancer`: how much each task's loss counts.
 
     Without them it trains as `keras.Model`, bit for bit (see `Joint`).
 
@@ -148,6 +150,17 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         update = self._multi_task.update
         return None if update is None else update.balancer
 
+    @property
+    def _frozen_tasks(self):
+        # Keras saves what it finds in properties, too.
+        return self._multi_task.frozen
+
+    def _freeze_tasks(self, freezes):
+        """Whether the training step is to heed which tasks are frozen."""
+        if self._multi_task.freezes != freezes:
+            self._multi_task.freezes = freezes
+            self.make_train_function(force=True)
+
     # -- compile and fit ------------------------------------------------------
 
     def compile(
@@ -174,8 +187,8 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 to `"joint"`.
             aggregator: How several task gradients become one: an id, a config
                 or an object. Defaults to `None`: they are added.
-            balancer: How much each task's loss counts. This version has no
-                balancers but `loss_weights`. Defaults to `None`.
+            balancer: How much each task's loss counts: an id, a config or an
+                object. Defaults to `None`: by `loss_weights` alone.
             on_nonfinite: `"skip"` leaves out the update of a task whose loss
                 or gradient is not finite, with its group's share of the
                 regularizers, counts it and warns once per epoch; `"raise"`
@@ -266,6 +279,9 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         """Trains the model; see `keras.Model.fit`.
 
         Args:
+            class_weight: Dict from task names to dicts from class indices to
+                weights, `{"task": {0: 1.0, 1: 5.0}}`, which multiply the sample
+                weights; for one task also Keras's own form.
             strategy: As in `compile`, from this call on. Left out, the one in
                 force stays; `None` is `"joint"`. A strategy equal to the one
                 in force changes nothing; another one keeps weights, learning
@@ -295,6 +311,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         try:
             self._bind_early(x)
             self._change(update)
+            class_weight = self._take_class_weights(class_weight)
             return super().fit(
                 x=x,
                 y=y,
@@ -325,11 +342,21 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 if reporter in callbacks.callbacks:
                     callbacks.callbacks.remove(reporter)
 
+    def _take_class_weights(self, class_weight):
+        """Keeps the class weights by task; returns what is left for Keras."""
+        state = self._multi_task
+        names = state.tasks.names if state.structure is not None else None
+        found, left = split_class_weight(class_weight, names)
+        if found != state.class_weights:
+            state.class_weights = found
+            self.train_function = None
+        return left
+
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_compiled("train_on_batch")
         self._bind_early(x)
         logs = super().train_on_batch(x, y, *args, **kwargs)
-        raise_if_skipped(self)
+        check_losses(self)
         self._multi_task.counters.reset()
         return logs
 
@@ -368,15 +395,17 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
     def _resolve(self, strategy, aggregator, balancer):
         """Strings become objects here; nothing below sees an id."""
         update = UpdateInForce.resolve(strategy, aggregator, balancer)
-        if (
-            type(self).compute_loss is not keras.Model.compute_loss
-            and not update.strategy.updates_jointly
+        if type(self).compute_loss is not keras.Model.compute_loss and (
+            not update.strategy.updates_jointly or update.balancer is not None
         ):
+            needs = f"strategy={update.strategy!r}"
+            if update.balancer is not None:
+                needs = f"balancer={type(update.balancer).__name__}"
             raise ValueError(
                 f"The model {type(self).__name__} overrides `compute_loss`, "
-                "which gives one total for all tasks, while "
-                f"strategy={update.strategy!r} needs the loss of each. Give "
-                "the losses to `compile(loss={...})`, or use strategy='joint'."
+                f"which gives one total for all tasks, while {needs} needs the "
+                "loss of each. Give the losses to `compile(loss={...})`, or "
+                "use strategy='joint' without a balancer."
             )
         if self._multi_task.structure is not None:
             update.check(self._multi_task.tasks.names)
@@ -387,7 +416,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
         state, old = self._multi_task, self.optimizer
         if update.same_as(state.update):
             return
-        update = update.with_rule_of(state.update)
+        update = update.with_rules_of(state.update)
         if update.strategy == state.strategy:
             update = dataclasses.replace(
                 state.update,
@@ -409,6 +438,7 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 self._prepare_aggregator(aggregator)
             if state.counters is None:
                 state.counters = BatchCounters(state.tasks.names)
+                state.frozen = FrozenTasks(state.tasks.names)
             if not state.warned_of_weights:
                 state.warned_of_weights = update.warn_if_weights_cancel(
                     state.tasks

@@ -13,6 +13,10 @@ class MultiTaskState:
         structure: The `TaskStructure`, once the outputs are known.
         update: The `UpdateInForce`.
         counters: The `BatchCounters`, once the tasks are known.
+        frozen: The `FrozenTasks`, once the tasks are known.
+        freezes: Whether the training step heeds them.
+        class_weights: Dict from task to its class weights, of the running
+            `fit`.
         flags: Dict that tells metrics what of a prediction counts.
     """
 
@@ -30,6 +34,9 @@ class MultiTaskState:
         self.structure = None
         self.update = None
         self.counters = None
+        self.frozen = None
+        self.freezes = False
+        self.class_weights = {}
         self.flags = {}
         self.warned_of_weights = False
 

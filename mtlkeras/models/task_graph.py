@@ -52,6 +52,20 @@ class TaskGraph:
             )
         return self._parts[names]
 
+    def last_layers(self, tensors):
+        """The last layers with trainable variables before some tensors."""
+        found, waiting, seen = {}, list(tensors), set()
+        while waiting:
+            operation, index, _ = waiting.pop()._keras_history
+            if (id(operation), index) in seen:
+                continue
+            seen.add((id(operation), index))
+            if getattr(operation, "trainable_variables", None):
+                found[id(operation)] = operation
+            else:
+                waiting += operation._inbound_nodes[index].input_tensors
+        return list(found.values())
+
     def cut(self, groups):
         """Trunk and heads for groups of outputs.
 

@@ -58,6 +58,14 @@ class TaskStructure:
         found = self.indices(lambda users: users == (name,))
         return [self.variables[i] for i in found]
 
+    def own_variables(self, name):
+        """All variables of a task's own, those of its layers' state, too."""
+        found = {id(v): v for v in self.task_variables(name)}
+        for layer, users in self.layer_tasks:
+            if users == (name,):
+                found.update({id(v): v for v in layer.non_trainable_variables})
+        return list(found.values())
+
     def _layers_of_graph(self):
         """List of `(layer, tuple of tasks)`."""
         layers = {}
@@ -100,6 +108,21 @@ class TaskStructure:
             not isinstance(t._keras_history.operation, keras.layers.InputLayer)
             for t in trunk.outputs
         )
+
+    def last_shared_variables(self, layers=None):
+        """Trainable variables of the last layers that tasks share.
+
+        Args:
+            layers: Names of these layers. Defaults to `None`: from the graph.
+        """
+        if layers is None:
+            trunk, _ = self.cut_for(tuple((n,) for n in self.tasks.names))
+            found = self.graph.last_layers(trunk.outputs)
+        else:
+            found = [
+                layer for layer, _ in self.layer_tasks if layer.name in layers
+            ]
+        return [v for layer in found for v in layer.trainable_variables]
 
     def output_shapes(self, model, x):
         """Dict from task to `(shape, dtype)` of its output for inputs `x`.

@@ -2,7 +2,7 @@ import dataclasses
 import math
 import warnings
 
-from mtlkeras import aggregators, strategies
+from mtlkeras import aggregators, balancers, strategies
 from mtlkeras.models.update_plan import UpdatePlan
 from mtlkeras.optimizers.given_optimizer import fits
 from mtlkeras.optimizers.per_task_optimizer import (
@@ -38,21 +38,21 @@ class UpdateInForce:
     @classmethod
     def resolve(cls, strategy, aggregator, balancer):
         """From what the user gave: ids become objects here."""
-        if balancer is not None:
-            raise ValueError(
-                "Argument `balancer` must be `None`: this version has no loss "
-                f"balancers. Received: balancer={balancer!r}. Use "
-                "`loss_weights`, or `task_learning_rates` of a strategy."
-            )
-        return cls(strategies.get(strategy), aggregators.get(aggregator))
+        return cls(
+            strategies.get(strategy),
+            aggregators.get(aggregator),
+            balancers.get(balancer),
+        )
 
     def check(self, task_names):
-        """Whether strategy, aggregator and tasks go together.
+        """Whether strategy, aggregator, balancer and tasks go together.
 
         Raises:
             ValueError: If they do not.
         """
         self.strategy.bind(task_names)
+        if self.balancer is not None:
+            self.balancer.bind(task_names)
         if self.aggregator is None:
             return
         groups = self.strategy.task_groups(task_names)
@@ -81,24 +81,20 @@ class UpdateInForce:
             )
 
     def same_as(self, other):
-        mine, theirs = self.aggregator, other.aggregator
-        if mine is None or theirs is None:
-            alike = mine is theirs
-        else:
-            alike = mine is theirs or mine.same_rule(theirs)
         return (
-            alike
-            and self.strategy == other.strategy
-            and self.balancer == other.balancer
+            self.strategy == other.strategy
+            and same_rule(self.aggregator, other.aggregator)
+            and same_rule(self.balancer, other.balancer)
         )
 
-    def with_rule_of(self, other):
-        """The same update with another's aggregator, if that is equal."""
-        if self.aggregator is None or other.aggregator is None:
-            return self
-        if not self.aggregator.same_rule(other.aggregator):
-            return self
-        return dataclasses.replace(self, aggregator=other.aggregator)
+    def with_rules_of(self, other):
+        """The same update with another's rules, where those are equal."""
+        kept = {
+            name: getattr(other, name)
+            for name in ("aggregator", "balancer")
+            if same_rule(getattr(self, name), getattr(other, name))
+        }
+        return dataclasses.replace(self, **kept)
 
     def with_structure(self, structure):
         """The same update, laid over a model whose outputs are known."""
@@ -212,7 +208,10 @@ class UpdateInForce:
     def warn_if_weights_cancel(self, tasks):
         """Loss weights do next to nothing to slots of adaptive optimizers."""
         weighted = any(w not in (None, 1.0) for w in tasks.weights.values())
-        if not (weighted and self.strategy.task_slots):
+        causes = ["`loss_weights`"] * weighted
+        if self.balancer is not None:
+            causes.append(f"the weights of {type(self.balancer).__name__}")
+        if not (causes and self.strategy.task_slots):
             return False
         template = self.optimizer.template()
         if not is_adaptive(template):
@@ -220,12 +219,20 @@ class UpdateInForce:
         warnings.warn(
             "With optimizer slots per task, an adaptive optimizer "
             f"({type(innermost(template)).__name__}) cancels the scale of each "
-            "task's loss, so `loss_weights` hardly change the training. To "
+            f"task's loss, so {' and '.join(causes)} hardly change the "
+            "training. To "
             "prioritise a task give the strategy "
             "`task_learning_rates={'task': factor}`.",
             stacklevel=3,
         )
         return True
+
+
+def same_rule(first, second):
+    """Whether two aggregators or balancers, or `None`, are equal."""
+    if first is None or second is None:
+        return first is second
+    return first is second or first.same_rule(second)
 
 
 def check_boundaries(plan):

@@ -2,7 +2,6 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.batch import any_of, both
 from mtlkeras.backend.tensorflow.finite import all_finite
-from mtlkeras.backend.tensorflow.fused import fused_updates
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
     num_replicas,
@@ -10,10 +9,6 @@ from mtlkeras.backend.tensorflow.replicas import (
 )
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import is_loss_scaled
-from mtlkeras.optimizers.per_task_optimizer import (
-    PerTaskOptimizer,
-    innermost,
-)
 
 
 class AggregatedStep(GroupStep):
@@ -50,10 +45,13 @@ class AggregatedStep(GroupStep):
     def run(self, ran_before):
         """Returns whether the group was updated, a boolean."""
         with tf.GradientTape(persistent=True) as tape:
-            losses, _ = self.forward(self.batch.any_labelled(self.names))
-            weighted = self.weighted(losses)
+            self.forward(self.batch.any_labelled(self.names))
+            weighted = self.weighted
             scaled = {name: self.scale(weighted[name]) for name in self.names}
             extra = None if self.extra is None else self.scale(self.extra)
+        norms = self.batch.gradient_norms
+        if norms is not None:
+            norms.note_by_task(tape, self.names, self.unweighted)
         added = self.take_extra(tape, extra)
         gradients = self.take_gradients(tape, scaled, weighted)
         add_to(gradients, self.variables, added)
@@ -66,16 +64,6 @@ class AggregatedStep(GroupStep):
             tf.reduce_any(self.flags()),
             ran_before,
         )
-
-    def apply(self, *arguments):
-        optimizer = self.model.optimizer
-        # With slots it decides for itself; replicas have a way of their own.
-        if isinstance(optimizer, PerTaskOptimizer) or num_replicas() > 1:
-            return super().apply(*arguments)
-        # With many tasks, Keras's operations one by one for every head take
-        # longer than the heads.
-        with fused_updates(innermost(optimizer)):
-            return super().apply(*arguments)
 
     # -- gradients ------------------------------------------------------------
 
@@ -302,21 +290,9 @@ class AggregatedStep(GroupStep):
 
     # -- losses ---------------------------------------------------------------
 
-    def weighted(self, losses):
-        return {
-            name: self.batch.tasks.weighted(name, losses[name])
-            for name in self.names
-        }
-
     def losses_of(self, weighted):
         losses = tf.stack([weighted[name] for name in self.names])
         return sum_over_replicas(losses)
-
-    def scale(self, loss):
-        optimizer = self.model.optimizer
-        if isinstance(optimizer, PerTaskOptimizer):
-            return optimizer.scale_loss(loss, self.slot)
-        return optimizer.scale_loss(loss)
 
 
 def sum_in_64(tensor):

@@ -1,7 +1,10 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.class_weights import with_class_weights
+from mtlkeras.backend.tensorflow.gradient_norms import GradientNorms
 from mtlkeras.backend.tensorflow.labels import Labels
+from mtlkeras.backend.tensorflow.loss_weights import LossWeights
 from mtlkeras.backend.tensorflow.replicas import (
     num_replicas,
     sum_over_replicas,
@@ -17,16 +20,29 @@ class Batch:
     no prediction is computed twice.
     """
 
-    def __init__(self, model, x, y, sample_weight):
+    def __init__(self, model, x, y, sample_weight, class_weights=None):
         self.model = model
         self.x = x
         self.tasks = model._multi_task.tasks
         self.targets = self.tasks.split_targets(y)
         self.weights = self.tasks.split(sample_weight, "sample_weight")
+        if class_weights:
+            self.weights = with_class_weights(
+                class_weights, self.targets, self.weights
+            )
         outputs = model._multi_task.structure.outputs
         ranks = {name: len(outputs[name].shape) for name in self.tasks.names}
         self.labels = Labels(self.tasks, self.targets, self.weights, ranks)
-        self.labelled = self.labels.labelled
+        self.labelled = dict(self.labels.labelled)
+        if model._multi_task.freezes:
+            # From here on a frozen task is as one without labels.
+            frozen = tf.unstack(model._multi_task.frozen.flags)
+            for name, flag in zip(self.tasks.names, frozen, strict=True):
+                self.labelled[name] = both(self.labelled[name], ~flag)
+        self.loss_weights = LossWeights(self)
+        balancer, self.gradient_norms = self.loss_weights.balancer, None
+        if balancer is not None and balancer.requires_gradient_norms:
+            self.gradient_norms = GradientNorms(self)
         self.losses = {}
         self.predictions = {}
         self.ran = dict(self.labelled)
@@ -45,12 +61,14 @@ class Batch:
         return any_of([self.labelled[name] for name in names])
 
     def group_loss(self, losses):
-        """Weighted sum of losses, added up in Keras's order."""
-        return sum(
-            self.tasks.weighted(name, losses[name])
-            for name in self.tasks.sum_order
-            if name in losses
+        """Sum of losses by `loss_weights`, as it is reported."""
+        return self.total(
+            {name: self.tasks.weighted(name, losses[name]) for name in losses}
         )
+
+    def total(self, terms):
+        """Sum of a dict over tasks, added up in Keras's order."""
+        return sum(terms[n] for n in self.tasks.sum_order if n in terms)
 
     # -- the end of the batch -------------------------------------------------
 
@@ -176,9 +194,10 @@ class Batch:
         """Counts per task the batches with labels and the skipped ones."""
         counters = self.model._multi_task.counters
         names = self.tasks.names
-        counters.watched = [n for n in names if self.labelled[n] is not True]
+        found = self.labels.labelled
+        counters.watched = [n for n in names if found[n] is not True]
         if counters.watched:
-            labelled = [self.labelled[name] for name in names]
+            labelled = [found[name] for name in names]
             counters.labelled.assign_add(as_counts(labelled))
         if self.finite:
             finite = tf.stack([self.finite[name] for name in names])

@@ -2,6 +2,7 @@ import keras
 import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.aggregated_step import AggregatedStep, add_to
+from mtlkeras.backend.tensorflow.gradient_norms import is_input
 from mtlkeras.backend.tensorflow.recorded_outputs import recorded_outputs
 from mtlkeras.backend.tensorflow.replicas import sum_over_replicas
 
@@ -23,8 +24,8 @@ class FeatureStep(AggregatedStep):
                 persistent=True, watch_accessed_variables=False
             )
             with self.heads:
-                losses, _ = self.forward(self.batch.any_labelled(self.names))
-                weighted = self.weighted(losses)
+                self.forward(self.batch.any_labelled(self.names))
+                weighted = self.weighted
                 scaled = {n: self.scale(weighted[n]) for n in self.names}
             extra = None if self.extra is None else self.scale(self.extra)
         added = self.take_extra(tape, extra)
@@ -36,6 +37,7 @@ class FeatureStep(AggregatedStep):
         ]
         gramian, squares = self.products(matrices)
         self.note_live(weighted, gradients, squares)
+        self.note_norms(tape, squares)
         self.rest_dead_heads(gradients)
         combined, weights = self.combine(matrices, gramian, weighted)
         for name in self.names:
@@ -47,6 +49,19 @@ class FeatureStep(AggregatedStep):
         self.go_on(tape, combined, rows, gradients)
         add_to(gradients, self.variables, added)
         return self.finish(gradients, ran_before)
+
+    def note_norms(self, tape, squares):
+        """What a balancer wants to know is known here, if at features."""
+        norms = self.batch.gradient_norms
+        if norms is None:
+            return
+        if not norms.at_features:
+            norms.note_by_task(tape, self.names, self.unweighted)
+            return
+        for name, square in zip(self.names, tf.unstack(squares), strict=True):
+            weight = self.batch.loss_weights.latest[name]
+            square = tf.cast(square, tf.float64)
+            norms.squares[name] = square / tf.cast(weight, tf.float64) ** 2
 
     def predict(self):
         if self.aggregator.feature_layers is None:
@@ -200,7 +215,3 @@ def stack_rows(feature, gradients):
             for gradient in gradients
         ]
     )
-
-
-def is_input(tensor):
-    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer)

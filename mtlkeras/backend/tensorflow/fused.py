@@ -11,6 +11,8 @@ import functools
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.replicas import num_replicas
+
 
 def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
     """A fused `update(gradients, variables, learning_rate)`.
@@ -50,7 +52,14 @@ def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
 
 @contextlib.contextmanager
 def fused_updates(optimizer):
-    """In this scope an optimizer, without loss scaling, updates fused."""
+    """In this scope an optimizer, without loss scaling, updates fused.
+
+    With many tasks, Keras's operations one by one for every head take longer
+    than the heads. Replicas have a way of their own.
+    """
+    if num_replicas() > 1:
+        yield
+        return
     unfused = optimizer._backend_update_step
     optimizer._backend_update_step = fused_update(optimizer, unfused)
     try:

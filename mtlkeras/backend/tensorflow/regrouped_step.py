@@ -90,11 +90,17 @@ class RegroupedStep(GroupStep):
                 name: tf.where(self.member[name], value, 0.0)
                 for name, value in losses.items()
             }
-            loss = batch.group_loss(counted)
+            weighted = batch.loss_weights.weigh(counted, self.member)
+            loss = batch.total(weighted)
             extra = self._extra(added)
             loss = loss + tf.cast(extra, loss.dtype)
             scaled = optimizer.scale_loss(loss, self.slot)
-        gradients = tape.gradient(scaled, shared + heads)
+        norms = batch.gradient_norms
+        copies = [] if norms is None else norms.flat_sources(self.names)
+        gradients = tape.gradient(scaled, shared + heads + copies)
+        if copies:
+            self._note_norms(gradients[-len(copies) :], norms)
+            del gradients[-len(copies) :]
         gradients[len(shared) :] = [
             self._of_member(v, g)
             for v, g in zip(heads, gradients[len(shared) :], strict=True)
@@ -153,8 +159,26 @@ class RegroupedStep(GroupStep):
                 _pass_gradient_if(self.member[name], boundary[i])
                 for i in head.positions
             ]
+            if self.batch.gradient_norms is not None:
+                self.batch.gradient_norms.note_sources(
+                    name, trunk, inputs, head.positions
+                )
             predictions.update(model._run(head, inputs, training=True))
         return predictions
+
+    def _note_norms(self, gradients, norms):
+        """Of the members; a later position has the other tasks'."""
+        before = dict(norms.squares)
+        norms.note_flat(
+            self.names,
+            gradients,
+            self.batch.loss_weights.latest,
+            self.scale(tf.ones([])),
+        )
+        for name, square in before.items():
+            norms.squares[name] = tf.where(
+                self.member[name], norms.squares[name], square
+            )
 
     def _of_member(self, variable, gradient):
         """A head's gradient, 0 unless its task is a member."""

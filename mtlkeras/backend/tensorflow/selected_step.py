@@ -3,7 +3,12 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
-from mtlkeras.backend.tensorflow.replicas import num_replicas, update_if
+from mtlkeras.backend.tensorflow.gradient_norms import is_input
+from mtlkeras.backend.tensorflow.replicas import (
+    num_replicas,
+    sum_over_replicas,
+    update_if,
+)
 from mtlkeras.backend.tensorflow.sequential_step import GroupStep
 from mtlkeras.backend.tensorflow.state import (
     ForwardScope,
@@ -98,6 +103,7 @@ class SelectedStep:
             "losses": tf.zeros([len(self.names)], keras.backend.floatx()),
             "predictions": dict(self.blank),
             "extra": tf.zeros([], tf.float32),
+            "squares": tf.zeros([count], tf.float64),
             "ran": no,
             "finite": tf.ones([count], tf.bool),
         }
@@ -135,11 +141,18 @@ class SelectedStep:
             for v in layer.non_trainable_variables
             if not is_seed(v)
         ]
+        self.batch.loss_weights.look_up()
         out = tf.switch_case(chosen, branches)
         loss = out["loss"] + tf.cast(extra, out["loss"].dtype)
         shared_gradients = self._gradients(tape, boundary, extra, out)
         del tape
+        hit = tf.equal(tf.range(len(self.steps)), chosen)
+        tasks_hit = [hit[self.group_of[name]] for name in self.names]
         checked = [loss]
+        checked += self.batch.loss_weights.note(
+            dict(zip(self.names, tf.unstack(out["losses"]), strict=True)),
+            dict(zip(self.names, tasks_hit, strict=True)),
+        )
         if not is_loss_scaled(self.model.optimizer):
             checked += list(shared_gradients.values()) + out["own"]
         finite = all_finite(checked)
@@ -188,8 +201,6 @@ class SelectedStep:
                     variable.assign(before)
 
             tf.cond(live, lambda: None, roll_back)
-        hit = tf.equal(tf.range(len(self.steps)), chosen)
-        tasks_hit = [hit[self.group_of[name]] for name in self.names]
         return {
             "losses": tf.where(
                 tf.stack(tasks_hit), out["losses"], results["losses"]
@@ -204,6 +215,7 @@ class SelectedStep:
             },
             "extra": results["extra"]
             + tf.where(live, tf.cast(extra + out["extra"], tf.float32), 0.0),
+            "squares": tf.where(hit, out["squares"], results["squares"]),
             "ran": results["ran"] | (hit & live),
             "finite": tf.where(hit, finite, results["finite"]),
         }
@@ -312,7 +324,9 @@ class SelectedStep:
             own_extra = [tf.cast(t, tf.float32) for t in added + regularizers]
             extra = tf.add_n(own_extra) if own_extra else tf.constant(0.0)
             extra = extra / num_replicas()
-            loss = batch.group_loss(losses)
+            weights = batch.loss_weights
+            weighted = weights.by_latest(weights.by_constants(losses))
+            loss = batch.total(weighted)
             loss = loss + tf.cast(extra, loss.dtype)
             optimizer, slot = self.model.optimizer, self.plan.group_slots[k]
             scaled = optimizer.scale_loss(loss, slot)
@@ -325,8 +339,10 @@ class SelectedStep:
             zip(map(id, variables), taken[len(boundary) :], strict=True)
         )
         scope.commit(lambda tasks: self.steps[k].labelled_in(k, tasks))
+        scale = optimizer.scale_loss(tf.ones([]), slot)
         return {
             "loss": loss,
+            "squares": self._squares(names[0], at_boundary, scale),
             "losses": tf.stack(
                 [
                     losses.get(n, tf.zeros([], keras.backend.floatx()))
@@ -338,7 +354,7 @@ class SelectedStep:
                 for name in self.names
             },
             "extra": extra,
-            "scale": optimizer.scale_loss(tf.ones([]), slot),
+            "scale": scale,
             "boundary": at_boundary,
             "own": self._dense(
                 self.own[k]
@@ -348,6 +364,22 @@ class SelectedStep:
             ),
             "direct": self._dense(self.direct, by_id),
         }
+
+    def _squares(self, name, gradients, scale):
+        """Squared length of a task's gradient, for balancers that ask."""
+        if self.batch.gradient_norms is None:
+            return tf.zeros([], tf.float64)
+        features = [
+            gradient
+            for gradient, tensor in zip(
+                gradients, self.cut[0].outputs, strict=True
+            )
+            if gradient.dtype.is_floating and not is_input(tensor)
+        ]
+        weight = self.batch.loss_weights.latest[name]
+        return self.batch.gradient_norms.squared_length(
+            features, weight * tf.cast(scale, weight.dtype)
+        )
 
     def _outputs(self, k, boundary):
         if self.cut is None:
@@ -372,6 +404,12 @@ class SelectedStep:
         """Hands the results to the batch."""
         batch = self.batch
         batch.extra.append(results["extra"])
+        if batch.gradient_norms is not None:
+            squares = sum_over_replicas(results["squares"])
+            squares = tf.unstack(squares)
+            batch.gradient_norms.squares = {
+                name: squares[self.group_of[name]] for name in self.names
+            }
         losses = tf.unstack(results["losses"])
         for name, loss in zip(self.names, losses, strict=True):
             k = self.group_of[name]

@@ -7,6 +7,7 @@ from mtlkeras.backend.tensorflow.batch import (
     negated,
 )
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.fused import fused_updates
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
     num_replicas,
@@ -51,11 +52,25 @@ class GroupStep:
 
     def run(self, ran_before):
         """Returns whether the group was updated, a boolean."""
-        with tf.GradientTape() as tape:
+        norms = self.batch.gradient_norms
+        by_task = norms is not None and not norms.by_copies
+        with tf.GradientTape(persistent=by_task) as tape:
             losses, loss = self.forward(self.batch.any_labelled(self.names))
-            scaled = self.model.optimizer.scale_loss(loss, self.slot)
+            scaled = self.scale(loss)
         variables = self.plan.group_variables(self.index)
-        gradients = tape.gradient(scaled, variables)
+        if by_task:
+            norms.note_by_task(tape, self.names, self.unweighted)
+        copies = [] if norms is None else norms.flat_sources(self.names)
+        gradients = tape.gradient(scaled, variables + copies)
+        del tape
+        if copies:
+            norms.note_flat(
+                self.names,
+                gradients[len(variables) :],
+                self.batch.loss_weights.latest,
+                self.scale(tf.ones([])),
+            )
+        gradients = gradients[: len(variables)]
         return self.update(gradients, losses, loss, ran_before)
 
     def forward(self, labelled):
@@ -76,7 +91,9 @@ class GroupStep:
             added = self.scope.added_losses()
         batch.losses.update(losses)
         batch.predictions.update(predictions)
-        loss = batch.group_loss(losses)
+        self.weighted = batch.loss_weights.weigh(losses)
+        self.unweighted = losses
+        loss = batch.total(self.weighted)
         extra = self.extra = self.extra_loss(added)
         if extra is not None:
             batch.extra.append(
@@ -87,8 +104,16 @@ class GroupStep:
             loss = loss + tf.cast(extra, loss.dtype)
         return losses, loss
 
+    def scale(self, loss):
+        optimizer = self.model.optimizer
+        if isinstance(optimizer, PerTaskOptimizer):
+            return optimizer.scale_loss(loss, self.slot)
+        return optimizer.scale_loss(loss)
+
     def predict(self):
         """Dict from task to its output, for the group's tasks."""
+        if self.batch.gradient_norms is not None:
+            return self.batch.gradient_norms.predict(self.names)
         return self.model._forward(self.names, self.batch.x)
 
     def extra_loss(self, added):
@@ -162,7 +187,10 @@ class GroupStep:
 
         def commit():
             if not isinstance(optimizer, PerTaskOptimizer):
-                with at_rest(innermost(optimizer), self.resting(), update_if):
+                with (
+                    at_rest(innermost(optimizer), self.resting(), update_if),
+                    fused_updates(innermost(optimizer)),
+                ):
                     optimizer.apply_gradients(pairs)
             elif pairs:
                 optimizer.apply_slot(

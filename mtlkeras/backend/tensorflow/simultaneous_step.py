@@ -13,18 +13,24 @@ def simultaneous_step(batch):
         names = tuple(name for group in plan.groups for name in group)
         scope = ForwardScope(plan.structure.layer_tasks)
         with scope:
-            predictions = model._forward(names, batch.x)
+            if batch.gradient_norms is None:
+                predictions = model._forward(names, batch.x)
+            else:
+                predictions = batch.gradient_norms.predict(names)
             losses = {
                 name: batch.labels.loss(name, predictions[name])
                 for name in names
             }
             added = scope.added_losses()
-        totals = [_total(step, losses, added) for step in steps]
+        weighted = batch.loss_weights.weigh(losses)
+        totals = [_total(step, weighted, added) for step in steps]
         scaled = [
             model.optimizer.scale_loss(total, step.slot)
             for total, step in zip(totals, steps, strict=True)
         ]
     batch.predictions, batch.losses = predictions, losses
+    if batch.gradient_norms is not None:
+        batch.gradient_norms.note_by_task(tape, names, losses)
     gradients = [
         tape.gradient(value, plan.group_variables(step.index))
         for value, step in zip(scaled, steps, strict=True)
@@ -39,10 +45,10 @@ def simultaneous_step(batch):
     batch.track()
 
 
-def _total(step, losses, added):
+def _total(step, weighted, added):
     """The loss whose gradient is the group's."""
     batch = step.batch
-    total = batch.group_loss({name: losses[name] for name in step.names})
+    total = batch.total({name: weighted[name] for name in step.names})
     own = [
         (tasks, value)
         for tasks, value in added

@@ -24,15 +24,16 @@ class TensorFlowMultiTaskTrainer:
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._bind_to(x)
-        batch = Batch(self, x, y, sample_weight)
-        strategy = self._multi_task.strategy
-        aggregator = self._multi_task.update.aggregator
+        state = self._multi_task
+        batch = Batch(self, x, y, sample_weight, state.class_weights)
+        strategy = state.strategy
+        aggregator = state.update.aggregator
         if aggregator is not None:
             at_features = aggregator.gradients_at == "features"
             sequential_step(
                 batch, FeatureStep if at_features else AggregatedStep
             )
-        elif strategy.updates_jointly:
+        elif strategy.updates_jointly and not batch.loss_weights.vary:
             joint_step(batch)
         elif strategy.regroups != "never":
             regrouped_step(batch)
@@ -42,6 +43,7 @@ class TensorFlowMultiTaskTrainer:
             selected_step(batch)
         else:
             sequential_step(batch)
+        batch.loss_weights.finish_batch()
         batch.count()
         return batch.compute_metrics()
 
