@@ -27,6 +27,7 @@ class Configuration:
         strategy: A strategy, or `None` for a stock `keras.Model`.
         fused: Whether the fused apply may be used.
         aggregator: An aggregator, or `None`.
+        balancer: A balancer, or `None`.
         does: `"train"`; `"forward"`, the forward pass and the loss; or
             `"backward"`, the forward pass and a backward pass for every task.
     """
@@ -35,6 +36,7 @@ class Configuration:
     strategy: object = None
     fused: bool = True
     aggregator: object = None
+    balancer: object = None
     does: str = "train"
 
 
@@ -70,6 +72,21 @@ def configurations(tasks):
         found[name] = Configuration(tasks, strategy)
     found["alternating, Keras's apply"] = Configuration(
         tasks, strategies.Alternating(), fused=False
+    )
+    found["forward"] = Configuration(tasks, does="forward")
+    for id in mtlkeras.balancers.ids():
+        found[id] = Configuration(
+            tasks, strategies.Joint(), balancer=mtlkeras.balancers.get(id)
+        )
+    found["famo, same batch"] = Configuration(
+        tasks,
+        strategies.Joint(),
+        balancer=mtlkeras.balancers.FAMO(same_batch=True),
+    )
+    found["gradnorm, last shared layer"] = Configuration(
+        tasks,
+        strategies.Joint(),
+        balancer=mtlkeras.balancers.GradNorm(norms_at="last_shared_layer"),
     )
     for id in mtlkeras.aggregators.ids():
         cls = type(mtlkeras.aggregators.get(id))
@@ -122,6 +139,7 @@ def build_model(net, configuration):
         loss,
         strategy=configuration.strategy,
         aggregator=configuration.aggregator,
+        balancer=configuration.balancer,
     )
     return model
 

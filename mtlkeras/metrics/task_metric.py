@@ -22,6 +22,9 @@ class TaskMetric(keras.metrics.Metric):
         name, resolved = resolve_metric(metric)
         super().__init__(name=name)
         self._identifier = metric
+        # Whether entries or tasks were never left out, which is only known in
+        # the graph.
+        self._sees_all = True
         self.metric = resolved
         self._take_direction()
 
@@ -34,6 +37,8 @@ class TaskMetric(keras.metrics.Metric):
         y_true, entries, ran = self._flags[0].get(id(y_pred), nothing)
         if entries is not None:
             sample_weight = combine(entries, sample_weight)
+        if entries is not None or ran is not None:
+            self._sees_all = False
         if ran is None:
             return self._update(y_true, y_pred, sample_weight)
         # Selecting the new state, not weighing by 0: NaN times 0 is NaN.
@@ -57,7 +62,19 @@ class TaskMetric(keras.metrics.Metric):
         )
 
     def result(self):
-        return self.metric.result()
+        result, count = self.metric.result(), self._count()
+        if count is None:
+            return result
+        # A mean of nothing is no 0, which would look like a best or worst one.
+        nan = ops.cast(float("nan"), result.dtype)
+        return ops.where(ops.equal(count, 0), nan, result)
+
+    def _count(self):
+        """How much a mean is taken over, if the metric is one."""
+        count = getattr(self.metric, "count", None)
+        if not isinstance(self.metric, keras.metrics.Mean) or self._sees_all:
+            return None
+        return count
 
     def reset_state(self):
         if self.metric is not None:

@@ -20,23 +20,25 @@ class Batch:
     no prediction is computed twice.
     """
 
-    def __init__(self, model, x, y, sample_weight, class_weights=None):
+    def __init__(self, model, x, y, sample_weight, training=False):
         self.model = model
         self.x = x
         self.tasks = model._multi_task.tasks
         self.targets = self.tasks.split_targets(y)
         self.weights = self.tasks.split(sample_weight, "sample_weight")
-        if class_weights:
-            self.weights = with_class_weights(
-                class_weights, self.targets, self.weights
-            )
         outputs = model._multi_task.structure.outputs
         ranks = {name: len(outputs[name].shape) for name in self.tasks.names}
+        state = model._multi_task
+        if training:
+            self.weights = with_class_weights(
+                state.class_weights, self.targets, self.weights, ranks
+            )
         self.labels = Labels(self.tasks, self.targets, self.weights, ranks)
         self.labelled = dict(self.labels.labelled)
-        if model._multi_task.freezes:
+        self.freezes = training and state.freezes
+        if self.freezes:
             # From here on a frozen task is as one without labels.
-            frozen = tf.unstack(model._multi_task.frozen.flags)
+            frozen = tf.unstack(state.frozen.flags)
             for name, flag in zip(self.tasks.names, frozen, strict=True):
                 self.labelled[name] = both(self.labelled[name], ~flag)
         self.loss_weights = LossWeights(self)

@@ -2,24 +2,25 @@ import keras
 import tensorflow as tf
 
 
-def with_class_weights(class_weights, targets, weights):
+def with_class_weights(class_weights, targets, weights, ranks):
     """Sample weights times the weight of each entry's class.
 
-    The class is the index of the largest value where the last axis of the
-    target holds several (one-hot targets of rank 2 and more), else the rounded
+    The class is the index of the largest value where the target is one-hot (as
+    many axes as the prediction, several values in the last), else the rounded
     value itself, as in Keras. Classes without a weight have 1.
 
     Args:
         class_weights: Dict from task to a dict from class to weight.
         targets: Dict from output to its target.
         weights: Dict from output to its sample weights or `None`.
+        ranks: Dict from task to the rank of its prediction.
 
     Returns:
         A new dict of sample weights.
     """
     weights = dict(weights)
     for name, by_class in class_weights.items():
-        found = weights_of_classes(by_class, targets[name])
+        found = weights_of_classes(by_class, targets[name], ranks[name])
         given = weights[name]
         if given is not None:
             given = tf.cast(given, found.dtype)
@@ -32,12 +33,13 @@ def with_class_weights(class_weights, targets, weights):
     return weights
 
 
-def weights_of_classes(by_class, target):
+def weights_of_classes(by_class, target, rank):
     target = tf.convert_to_tensor(target)
-    if len(target.shape) > 1 and (target.shape[-1] or 2) > 1:
+    same_rank = len(target.shape) == rank
+    if same_rank and rank > 1 and (target.shape[-1] or 2) > 1:
         classes = tf.argmax(target, -1)
     else:
-        if len(target.shape) > 1:
+        if same_rank and rank > 1:
             target = tf.squeeze(target, -1)
         classes = target
         if target.dtype.is_floating:

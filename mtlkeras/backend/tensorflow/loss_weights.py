@@ -23,7 +23,7 @@ class LossWeights:
         self.balancer = batch.model._multi_task.update.balancer
         # Whether they are more than constants that Keras's own step knows.
         self.vary = (
-            self.balancer is not None or batch.model._multi_task.freezes
+            self.balancer is not None or batch.freezes
         )
         self.latest = {}  # task -> the weight it was given last
         if self.balancer is None:
@@ -51,7 +51,7 @@ class LossWeights:
         """Losses times `loss_weights`; those of frozen tasks are 0."""
         tasks = self.batch.tasks
         weighted = {n: tasks.weighted(n, loss) for n, loss in losses.items()}
-        if not self.batch.model._multi_task.freezes:
+        if not self.batch.freezes:
             return weighted
         return {
             name: tf.where(self.batch.labelled[name], loss, 0.0)

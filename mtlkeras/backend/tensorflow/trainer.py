@@ -25,7 +25,7 @@ class TensorFlowMultiTaskTrainer:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._bind_to(x)
         state = self._multi_task
-        batch = Batch(self, x, y, sample_weight, state.class_weights)
+        batch = Batch(self, x, y, sample_weight, training=True)
         strategy = state.strategy
         aggregator = state.update.aggregator
         if aggregator is not None:
