@@ -8,6 +8,7 @@ jointly, alternating with optimizer state per task, in groups, and so on.
 from mtlkeras import backend as backend  # isort: skip
 from mtlkeras import (
     aggregators,
+    balancers,
     callbacks,
     datasets,
     losses,
@@ -22,6 +23,7 @@ __all__ = [
     "MultiTaskModel",
     "__version__",
     "aggregators",
+    "balancers",
     "callbacks",
     "datasets",
     "losses",

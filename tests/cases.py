@@ -1,14 +1,14 @@
 """One line per public object: every line inherits the checks of all files.
 
 To add a strategy, add a line to `STRATEGIES` (for the tasks of `nets.TASKS`)
-and its name to `PUBLIC`; an aggregator, a line to `AGGREGATORS` (for three
-tasks) and its name to `PUBLIC`.
+and its name to `PUBLIC`; an aggregator, a line to `AGGREGATORS`, or a balancer,
+one to `BALANCERS` (both for three tasks), and its name to `PUBLIC`.
 """
 
 import keras
 import numpy as np
 
-from mtlkeras import aggregators, strategies
+from mtlkeras import aggregators, balancers, strategies
 
 
 class Case:
@@ -265,6 +265,125 @@ RULES = [
     not in {type(earlier.given) for earlier in AGGREGATORS[:position]}
 ]
 
+
+class BalancerCase:
+    """A balancer to test, and what is special to it.
+
+    Args:
+        balancer: An id or an object for the tasks `BALANCED`.
+        id: String for pytest. Defaults to the id.
+        identity: Whether the weight of a single task is 1, always. Defaults to
+            `False`.
+        unit_free: Whether the direction of the weighted gradients does not
+            depend on the units of the losses: `"always"`, once learned values
+            have `"settled"` on constant losses, or `"never"` (default).
+        equivariant: Whether relabelling the tasks relabels the weights.
+            Defaults to `True`.
+    """
+
+    def __init__(
+        self,
+        balancer,
+        id=None,
+        identity=False,
+        unit_free="never",
+        equivariant=True,
+    ):
+        self.given = balancers.get(balancer)
+        self.id = id or balancer
+        self.identity = identity
+        self.unit_free = unit_free
+        self.equivariant = equivariant
+        self.config = self.given.get_config()
+        # Without values that belong to certain tasks.
+        self.for_any_tasks = not any(
+            isinstance(self.config.get(name), (list, dict))
+            for name in self.given.per_task_arguments
+        )
+        self.learns = isinstance(self.given, balancers.LearnedLossBalancer)
+
+    def balancer(self, num_tasks=None):
+        """A new object, for a number of tasks or for those of `BALANCED`."""
+        balancer = type(self.given).from_config(self.config)
+        balancer.bind(
+            BALANCED
+            if num_tasks is None
+            else [f"task_{k}" for k in range(num_tasks)]
+        )
+        return balancer
+
+    def __repr__(self):
+        return self.id
+
+
+BALANCED = ("left", "middle", "right")
+
+BALANCERS = [
+    BalancerCase("task_weights", identity=True),
+    BalancerCase(
+        balancers.TaskWeights({"left": 0.5, "right": 2.0}),
+        "task_weights_named",
+        equivariant=False,
+    ),
+    BalancerCase("uncertainty_weighting", unit_free="settled"),
+    BalancerCase(
+        balancers.UncertaintyWeighting(
+            ["middle"], learning_rate=0.1, optimizer="sgd"
+        ),
+        "uncertainty_weighting_classification",
+        unit_free="settled",
+        equivariant=False,
+    ),
+    BalancerCase("random_loss_weighting", identity=True, equivariant=False),
+    BalancerCase(
+        balancers.RandomLossWeighting("dirichlet", total=3.0, seed=1),
+        "random_loss_weighting_dirichlet",
+        equivariant=False,
+    ),
+    BalancerCase("geometric_mean", identity=True, unit_free="always"),
+    BalancerCase(
+        balancers.GeometricMean([0.1, 1.0, 2.0]),
+        "geometric_mean_offset",
+        equivariant=False,
+    ),
+    BalancerCase("log_loss", unit_free="always"),
+    BalancerCase(balancers.LogLoss(0.1), "log_loss_offset"),
+    BalancerCase("imtl_l", unit_free="settled"),
+    BalancerCase("stch", identity=True),
+    BalancerCase(
+        balancers.STCH(0.1, [1.0, 2.0, 0.5], {"right": -0.5}),
+        "stch_preference",
+        equivariant=False,
+    ),
+    BalancerCase(balancers.STCH(0.5, form="log", nadir=2.0), "stch_log"),
+    BalancerCase(
+        balancers.STCH(form="log", warmup=3),
+        "stch_log_warmup",
+        unit_free="always",
+    ),
+    BalancerCase("slaw", identity=True, unit_free="always"),
+    BalancerCase("famo", identity=True, unit_free="always"),
+    BalancerCase(
+        balancers.FAMO(same_batch=True),
+        "famo_same_batch",
+        identity=True,
+        unit_free="always",
+    ),
+    BalancerCase(
+        balancers.FAMO(0.1, decay=0.0, offset=0.5, optimizer="sgd"),
+        "famo_offset",
+        identity=True,
+    ),
+    BalancerCase("gradnorm", identity=True),
+    BalancerCase(
+        balancers.GradNorm(0.0, "last_shared_layer", optimizer="sgd"),
+        "gradnorm_equal",
+        identity=True,
+    ),
+]
+
+BALANCER = {case.id: case for case in BALANCERS}
+
 # What each folder exports; the other folders are private.
 PUBLIC = {
     "aggregators": [
@@ -292,6 +411,22 @@ PUBLIC = {
         "get",
         "ids",
     ],
+    "balancers": [
+        "FAMO",
+        "GeometricMean",
+        "GradNorm",
+        "IMTLL",
+        "LearnedLossBalancer",
+        "LogLoss",
+        "LossBalancer",
+        "RandomLossWeighting",
+        "SLAW",
+        "STCH",
+        "TaskWeights",
+        "UncertaintyWeighting",
+        "get",
+        "ids",
+    ],
     "callbacks": ["BackupAndResume"],
     "datasets": ["multi_digits"],
     "losses": ["MaskedLoss"],
@@ -314,4 +449,5 @@ PUBLIC = {
 
 # Base classes and functions beside the objects that have an id.
 WITHOUT_ID = {"Aggregator", "EMA", "GramianAggregator", "UpdateStrategy"}
+WITHOUT_ID |= {"LearnedLossBalancer", "LossBalancer"}
 WITHOUT_ID |= {"FunctionalMultiTaskModel", "get", "ids"}

@@ -15,7 +15,7 @@ from mtlkeras import strategies
 
 PACKAGE = pathlib.Path(mtlkeras.__file__).parent
 OBJECTS = [(folder, name) for folder, names in PUBLIC.items() for name in names]
-WITH_REGISTRY = ["aggregators", "strategies"]
+WITH_REGISTRY = ["aggregators", "balancers", "strategies"]
 
 
 def public_object(folder, name):

@@ -12,7 +12,8 @@ class LearnedLossBalancer(LossBalancer):
     step once per batch: down the gradient of `objective`, which is the total
     loss unless a subclass says otherwise. Make them in `build_state` with
     `add_learned`. Values of tasks that did not train in a batch rest, with
-    their optimizer state.
+    their part of the optimizer's state; its step count, which is one for all
+    tasks, rests where no task trained.
 
     Args:
         learning_rate: Float, of the balancer's own variables.
@@ -34,11 +35,13 @@ class LearnedLossBalancer(LossBalancer):
             )
         self.learning_rate = float(learning_rate)
         self.optimizer_id = optimizer
-        self.optimizer = keras.optimizers.get(
-            {
-                "class_name": optimizer,
-                "config": {"learning_rate": self.learning_rate},
-            }
+        self.optimizer = self._new_optimizer()
+        self._learned = []
+
+    def _new_optimizer(self):
+        config = {"learning_rate": self.learning_rate}
+        return keras.optimizers.get(
+            {"class_name": self.optimizer_id, "config": config}
         )
 
     def objective(self, task_losses):
@@ -52,15 +55,19 @@ class LearnedLossBalancer(LossBalancer):
             shape=shape, initializer=initializer, dtype="float64", name=name
         )
         self._state.append((variable, initializer))
+        self._learned.append(variable)
         return variable
 
     def build(self, task_losses_shape):
         super().build(task_losses_shape)
-        self.optimizer.build(self.trainable_variables)
+        self.optimizer.build(self._learned)
 
     def finish_batch(self, trained):
-        known = ops.logical_and(trained, ops.all(self.known))
-        self.learn(lambda: self.objective(ops.copy(self.last_losses)), known)
+        known = ops.copy(self.known)
+        if self.requires_all_losses:
+            known = ops.all(known)
+        moves = ops.logical_and(trained, known)
+        self.learn(lambda: self.objective(ops.copy(self.last_losses)), moves)
 
     def learn(self, objective, moves):
         """One step of the learned variables.
@@ -70,20 +77,27 @@ class LearnedLossBalancer(LossBalancer):
             moves: Boolean tensor, `[num_tasks]`: whose values move; those of
                 other tasks rest.
         """
-        variables = self.trainable_variables
-        changed = variables + self.optimizer.variables
-        before = [ops.copy(v) for v in changed]
-        gradients = variable_gradients(objective, variables)
-        self.optimizer.apply(gradients, variables)
+        changed = [*self._learned, *self.optimizer.variables]
+        before = [ops.copy(variable) for variable in changed]
+        gradients = variable_gradients(objective, self._learned)
+        self.optimizer.apply(gradients, self._learned)
         for variable, value in zip(changed, before, strict=True):
-            moved = moves if len(variable.shape) else ops.any(moves)
+            by_task = tuple(variable.shape) == (self.num_tasks,)
+            moved = moves if by_task else ops.any(moves)
             variable.assign(ops.where(moved, variable, value))
 
     def reset_state(self):
         super().reset_state()
-        for variable in self.optimizer.variables:
+        if not self.built:
+            return
+        fresh = self._new_optimizer()
+        fresh.build(self._learned)
+        for variable, value in zip(
+            self.optimizer.variables, fresh.variables, strict=True
+        ):
+            # What the user or a callback has set since stays.
             if variable is not self.optimizer._learning_rate:
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(value)
 
     def get_config(self):
         return {

@@ -21,10 +21,11 @@ class LossBalancer(keras.layers.Layer):
 
     In training it works under every strategy: the loss of a sub-step is
     multiplied by its task's weight, computed from the last measured loss of
-    every task (times its `loss_weights`). Weights that depend on losses are 1
-    until those of all tasks are known; a task without labels in a batch keeps its last one.
-    Unlike an aggregator, a balancer weighs the heads, too. Its variables are
-    saved with the model and are no part of `model.trainable_variables`.
+    every task (times its `loss_weights`). Where a weight depends on the losses
+    of other tasks, it is 1 until all are known; a task without labels in a
+    batch keeps its last one. Unlike an aggregator, a balancer weighs the heads,
+    too. Its variables are saved with the model and are no part of
+    `model.trainable_variables`.
 
     Write your own by implementing `call`, which is enough for a balancer
     without memory. State goes into variables made in `build_state` with
@@ -36,6 +37,8 @@ class LossBalancer(keras.layers.Layer):
     Variables that are learned need a `LearnedLossBalancer`.
 
     Attributes that a subclass sets (default in brackets):
+        requires_all_losses: Whether a task's weight depends on the losses of
+            other tasks, so that it is 1 until all are known (`True`).
         requires_positive_losses: Whether losses plus `offset` must be
             positive (`False`). A negative one raises an error after the batch
             (its update is left out); one of 0 counts as not measured.
@@ -44,9 +47,11 @@ class LossBalancer(keras.layers.Layer):
         requires_gradient_norms: Whether `note_gradient_norms` wants the length
             of every task's gradient, at the tensors or variables that
             `norms_at` says (`False`).
-        depends_on_losses: Whether the weights depend on the losses (`True`).
-            If not, they count from the first batch on.
-        offset: Number or list, added to the losses before a logarithm (`0`).
+        per_task_arguments: Dict of the arguments that may be a number, a list
+            or a dict by task name, with the value for tasks that a dict leaves
+            out (`{"offset": 0.0}`). Check them with `check_per_task`, read
+            them with `per_task`.
+        offset: What is added to losses that must be positive (`0`).
 
     Args:
         log_task_weights: Boolean. Whether `fit` logs the weights at the end of
@@ -54,11 +59,14 @@ class LossBalancer(keras.layers.Layer):
         name: String. Defaults to `None` (the class's name).
     """
 
+    requires_all_losses = True
     requires_positive_losses = False
     update_after_step = False
     requires_gradient_norms = False
-    depends_on_losses = True
+    per_task_arguments = {"offset": 0.0}
     offset = 0.0
+    shift_example = "offset=1.0"  # for an error message
+    negative = None  # how often each task's loss was, where it must not be
 
     def __init__(self, log_task_weights=False, name=None):
         # A handful of numbers: in float64 neither the squares of large losses
@@ -113,10 +121,12 @@ class LossBalancer(keras.layers.Layer):
             A float64 tensor of shape `[num_tasks]`, without a gradient. NaN
             for a task whose loss is negative and must not be.
         """
+        self.ensure_built(int(task_losses.shape[0]))
         losses = ops.stop_gradient(ops.cast(task_losses, "float64"))
+        measured = ops.convert_to_tensor(measured, "bool")
         negative = ops.zeros_like(measured)
         if self.requires_positive_losses:
-            shifted = losses + self.offset_of_tasks()
+            shifted = self.shifted(losses)
             negative = ops.logical_and(measured, ops.less(shifted, 0))
             measured = ops.logical_and(measured, ops.greater(shifted, 0))
             self.negative.assign(
@@ -134,7 +144,7 @@ class LossBalancer(keras.layers.Layer):
     def weights_now(self):
         """The weights by the last measured losses, `[num_tasks]`."""
         weights = derivative(self.call, ops.copy(self.last_losses))
-        if self.depends_on_losses:
+        if self.requires_all_losses:
             weights = ops.where(ops.all(self.known), weights, 1.0)
         return weights
 
@@ -142,7 +152,8 @@ class LossBalancer(keras.layers.Layer):
         """Lets a rule take note of measured losses; nothing here.
 
         Args:
-            task_losses: The last measured loss of every task, `[num_tasks]`.
+            task_losses: The last measured loss of every task, `[num_tasks]`;
+                1 for tasks that never were.
             measured: Which of them are new, boolean, `[num_tasks]`.
         """
 
@@ -180,8 +191,14 @@ class LossBalancer(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def offset_of_tasks(self):
-        return values_per_task("offset", self.offset, self)
+    def per_task(self, name):
+        """One of `per_task_arguments` as an array `[num_tasks]`, or `None`."""
+        default = self.per_task_arguments[name]
+        return values_per_task(name, getattr(self, name), self, default)
+
+    def shifted(self, task_losses):
+        """Losses plus `offset`: those that must be positive."""
+        return task_losses + self.per_task("offset")
 
     def raise_if_negative(self):
         """Raises for losses that were negative and must not be."""
@@ -192,15 +209,14 @@ class LossBalancer(keras.layers.Layer):
             self.negative.assign(ops.zeros_like(self.negative))
             raise ValueError(self._negative_message(found))
 
-    def _negative_message(self, indices, losses=None):
+    def _negative_message(self, indices, received=""):
+        name = type(self).__name__
         tasks = [self.task_names[i] if self.task_names else i for i in indices]
-        found = "" if losses is None else f" Received: task_losses={losses}."
         return (
-            f"{type(self).__name__} takes logarithms of the losses, so losses "
-            "plus `offset` must be positive. A loss of the tasks "
-            f"{tasks} was negative.{found} Add a constant with "
-            f"`{type(self).__name__}(offset=...)`, such as the negative of the "
-            "smallest value that the loss can have."
+            f"{name} needs positive losses. Those of the tasks {tasks} were "
+            f"not.{received} Shift losses that may be negative, as by "
+            f"`{name}({self.shift_example})`, by so much that the smallest "
+            "value they can have is positive."
         )
 
     def _check_losses(self, given, original):
@@ -211,15 +227,16 @@ class LossBalancer(keras.layers.Layer):
                 f"Received: task_losses of shape {tuple(given.shape)}"
             )
         self.ensure_built(int(given.shape[0]))
+        given = ops.cast(given, "float64")
         if self.requires_positive_losses and isinstance(
             original, (list, tuple, np.ndarray)
         ):
-            losses = np.asarray(original, "float64")
-            offset = ops.convert_to_numpy(self.offset_of_tasks())
-            wrong = np.flatnonzero(losses + offset < 0)
+            shifted = self.shifted(np.asarray(original, "float64"))
+            wrong = np.flatnonzero(~(shifted > 0))
             if len(wrong):
-                raise ValueError(self._negative_message(wrong, losses.tolist()))
-        return ops.cast(given, "float64")
+                received = f" Received: task_losses={list(original)}."
+                raise ValueError(self._negative_message(wrong, received))
+        return given
 
     # -- state ----------------------------------------------------------------
 
@@ -236,8 +253,12 @@ class LossBalancer(keras.layers.Layer):
                 f"{list(self.task_names)}. Received a model with the tasks "
                 f"{list(task_names)}. Make a new one."
             )
-        self.task_names = task_names
-        self.ensure_built(len(task_names))
+        before, self.task_names = self.task_names, task_names
+        try:
+            self.ensure_built(len(task_names))
+        except ValueError:
+            self.task_names = before
+            raise
 
     def ensure_built(self, num_tasks):
         """Builds the balancer, or checks that it was built for these tasks."""
@@ -249,19 +270,23 @@ class LossBalancer(keras.layers.Layer):
                 f"tasks. Received losses of {num_tasks} tasks. Make a new one."
             )
 
-    negative = None
-
     def build(self, task_losses_shape):
         self.num_tasks = int(task_losses_shape[0])
+        # Before there is any variable: they are wrong for these tasks, or not.
+        for name in self.per_task_arguments:
+            self.per_task(name)
         shape = (self.num_tasks,)
-        self.last_losses = self.add_state("last_losses", shape)
+        # Not 0, of which a logarithm is minus infinity.
+        self.last_losses = self.add_state("last_losses", shape, "ones")
         self.known = self.add_state("known", shape, dtype="bool")
         self.task_weights = self.add_state("task_weights", shape, "ones")
         if self.requires_positive_losses:
             self.negative = self.add_state("negative", shape, dtype="int32")
-            self.offset_of_tasks()
         self.build_state(self.num_tasks)
         self.built = True
+
+    def get_build_config(self):
+        """None: arguments by task name wait for the names of a model."""
 
     def build_state(self, num_tasks):
         """Makes the variables of the rule; none here."""

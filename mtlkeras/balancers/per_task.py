@@ -12,11 +12,9 @@ def check_per_task(name, given):
     """
     if given is None:
         return None
-    if isinstance(given, np.ndarray):
+    if isinstance(given, (np.ndarray, np.generic)):
         given = given.tolist()
-    values = given
-    if isinstance(given, dict):
-        values = list(given.values())
+    values = list(given.values()) if isinstance(given, dict) else given
     try:
         array = np.asarray(keras.tree.map_structure(float, values), "float64")
     except (TypeError, ValueError):
@@ -32,18 +30,44 @@ def check_per_task(name, given):
     return array.tolist()
 
 
-def values_per_task(name, given, balancer, default=0.0):
+def check_positive(name, given):
+    """As `check_per_task`, for numbers that must be greater than 0.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    checked = check_per_task(name, given)
+    values = checked.values() if isinstance(checked, dict) else checked
+    if checked is not None and not np.all(np.asarray(list_of(values)) > 0):
+        raise ValueError(
+            f"Argument `{name}` must hold positive numbers. Received: "
+            f"{name}={given!r}"
+        )
+    return checked
+
+
+def list_of(values):
+    return [values] if isinstance(values, float) else list(values)
+
+
+def values_per_task(name, given, balancer, default=None):
     """A float64 array `[num_tasks]` from an argument that was checked.
 
     Args:
         name: Name of the argument, for error messages.
-        given: The argument; tasks not in a dict have the default.
+        given: The argument.
         balancer: The `LossBalancer`, which knows the tasks.
-        default: Float.
+        default: Float for tasks that a dict leaves out, and for `None`.
+            Defaults to `None`: a dict must name all tasks.
+
+    Returns:
+        A NumPy array, or `None` if there is neither argument nor default.
     """
     count, names = balancer.num_tasks, balancer.task_names
     if given is None:
         given = default
+    if given is None:
+        return None
     if isinstance(given, dict):
         if names is None:
             raise ValueError(
@@ -54,8 +78,14 @@ def values_per_task(name, given, balancer, default=0.0):
         unknown = [key for key in given if key not in names]
         if unknown:
             raise ValueError(
-                f"The keys of `{name}` must be tasks of the model, which has "
-                f"the tasks {list(names)}. Received unknown keys: {unknown}"
+                f"Names in `{name}` must be tasks of the model, which has the "
+                f"tasks {list(names)}. Received unknown names: {unknown}"
+            )
+        left_out = [task for task in names if task not in given]
+        if left_out and default is None:
+            raise ValueError(
+                f"A dict in `{name}` must have a number for every task. "
+                f"Received none for {left_out}: {name}={given!r}"
             )
         given = [given.get(task, default) for task in names]
     if isinstance(given, list) and len(given) != count:

@@ -41,7 +41,9 @@ class FrozenTasks(keras.layers.Layer):
 
     def keep_head(self, name, variables):
         """Remembers the values of a task's own variables."""
-        self._heads[name] = [np.array(ops.convert_to_numpy(v)) for v in variables]
+        self._heads[name] = [
+            np.array(ops.convert_to_numpy(v)) for v in variables
+        ]
 
     def restore_head(self, name, variables):
         """Gives a task's own variables the values that were kept."""

@@ -61,8 +61,8 @@ def test_dynamic_weights_are_those_of_the_definition(temperature):
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 5])
 def test_dynamic_weights_equal_the_recorded_ones(num_tasks, golden):
-    losses = golden[f"seq/L/T{num_tasks}"]
-    expected = golden[f"seq/w/jd.DWA_T2_epoch3/T{num_tasks}"]
+    losses = golden[f"L/T{num_tasks}"]
+    expected = golden[f"w/jd.DWA_T2_epoch3/T{num_tasks}"]
     means = losses.reshape(4, 3, num_tasks).mean(1)  # an epoch has 3 steps
     callback = DynamicWeightAverage()
     for epoch in range(2, 4):
@@ -121,9 +121,7 @@ def test_the_scheduler_gives_epoch_and_losses_and_sets_weights():
         return None if epoch == 1 else {"left": 0.5**epoch}
 
     losses, weights = train(new_model(), TaskWeightScheduler(halve_left), 3)
-    np.testing.assert_array_equal(
-        weights, [[1, 1, 1], [1, 1, 1], [0.25, 1, 1]]
-    )
+    np.testing.assert_array_equal(weights, [[1, 1, 1], [1, 1, 1], [0.25, 1, 1]])
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
     assert all(np.isnan(value) for value in seen[0][1].values())
     for row, (_, found) in zip(losses, seen[1:], strict=False):

@@ -126,7 +126,9 @@ def test_sub_steps_use_the_last_measured_loss_of_every_task(strategy, visits):
 
 def test_heads_and_rule_see_weighted_losses_under_an_aggregator():
     rule = aggregators.UPGrad
-    ours = model_with("joint", balancers.TaskWeights(WEIGHTS), aggregator=rule())
+    ours = model_with(
+        "joint", balancers.TaskWeights(WEIGHTS), aggregator=rule()
+    )
     other = model_with("joint", loss_weights=WEIGHTS, aggregator=rule())
     train(ours, 1)
     train(other, 1)

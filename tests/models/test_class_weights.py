@@ -79,9 +79,7 @@ def test_they_equal_sample_weights(strategy):
 def test_they_multiply_sample_weights_and_missing_labels_stay_missing():
     x, y = classification_data()
     y["binary"][3:9] = np.nan
-    given = {
-        name: np.linspace(0.0, 2.0, 24, dtype="float32") for name in y
-    }
+    given = {name: np.linspace(0.0, 2.0, 24, dtype="float32") for name in y}
     both = {
         name: weights * given[name]
         for name, weights in by_hand(y, CLASS_WEIGHTS).items()
@@ -101,15 +99,15 @@ def test_they_hold_for_training_only_and_for_one_fit():
     options = {"batch_size": 24, "shuffle": False, "verbose": 0}
     model, other = new_model("joint"), new_model("joint")
     validation = {"validation_data": (x, y)}
-    found = model.fit(
-        x, y, class_weight=CLASS_WEIGHTS, **validation, **options
-    )
+    found = model.fit(x, y, class_weight=CLASS_WEIGHTS, **validation, **options)
     value = model.evaluate(x, y, verbose=0, return_dict=True)
     assert found.history["val_loss"][0] == pytest.approx(value["loss"])
     other.set_weights(model.get_weights())
     model.fit(x, y, **options)
     other.fit(x, y, **options)
-    nets.assert_same_bits(nets.values(model.weights), nets.values(other.weights))
+    nets.assert_same_bits(
+        nets.values(model.weights), nets.values(other.weights)
+    )
 
 
 def test_dense_targets_are_weighed_entry_by_entry():

@@ -159,7 +159,9 @@ class GradientNorms:
         return total / tf.cast(factor, tf.float64) ** 2
 
     def _in_total(self, gradients):
-        gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+        gradients = [
+            tf.convert_to_tensor(g) for g in gradients if g is not None
+        ]
         if self.at_features:
             return gradients  # each replica has rows of its own
         return [sum_over_replicas(g) for g in gradients]

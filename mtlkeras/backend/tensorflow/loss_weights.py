@@ -22,15 +22,18 @@ class LossWeights:
         self.names = batch.tasks.names
         self.balancer = batch.model._multi_task.update.balancer
         # Whether they are more than constants that Keras's own step knows.
-        self.vary = (
-            self.balancer is not None or batch.freezes
-        )
+        self.vary = self.balancer is not None or batch.freezes
         self.latest = {}  # task -> the weight it was given last
         if self.balancer is None:
             return
         self.measure = self.balancer.measure
-        # Traced once for all sub-steps. Replicas cannot exchange in there.
-        if num_replicas() == 1 and not tf.executing_eagerly():
+        # Traced once for all sub-steps. Replicas cannot exchange in there, and
+        # XLA loses the order of a function with state and other updates.
+        if not (
+            num_replicas() > 1
+            or batch.model.jit_compile
+            or tf.executing_eagerly()
+        ):
             self.measure = tf.function(self.measure, autograph=False)
 
     def weigh(self, losses, counted=None):
@@ -94,7 +97,9 @@ class LossWeights:
         measured = every_replica(tf.math.is_finite(values))
         for flags in (self.batch.labelled, counted):
             if flags is not None:
-                measured &= tf.stack([tf.constant(True) & flags[n] for n in weighted])
+                measured &= tf.stack(
+                    [tf.constant(True) & flags[n] for n in weighted]
+                )
         indices = [[self.names.index(name)] for name in weighted]
         count = [len(self.names)]
         weights = self.measure(
