@@ -66,8 +66,8 @@ def test_measured_weights_are_those_of_the_last_losses(case):
         np.testing.assert_allclose(now, used, rtol=EXACT)
 
 
-@every_balancer
-def test_eager_equals_graph_and_is_traced_once(case):
+@one_per_class
+def test_eager_equals_graph(case):
     graph = compiled(case).start()
     eager = Balancing(case.balancer())
     given = list(losses_of(T, count=3))
@@ -76,7 +76,12 @@ def test_eager_equals_graph_and_is_traced_once(case):
         found = graph.run(given, one_by_one=one_by_one)
         np.testing.assert_allclose(found, wanted, rtol=EXACT)
     assert_same_state(graph, eager)
-    for function in (graph.measure, graph.finish):
+
+
+@every_balancer
+def test_functions_are_traced_once(case):
+    balancing = after_some_batches(case)
+    for function in (balancing.measure, balancing.finish):
         assert function.experimental_get_tracing_count() == 1
 
 
@@ -106,7 +111,7 @@ def test_relabelling_tasks_relabels_the_weights(case):
     np.testing.assert_allclose(found, wanted[:, order], rtol=EXACT)
 
 
-@chosen(for_any_tasks=True)
+@one_per_class
 @pytest.mark.parametrize("num_tasks", [1, 40])
 def test_finite_for_losses_of_every_size(case, num_tasks):
     balancing = Balancing(case.balancer(num_tasks))
