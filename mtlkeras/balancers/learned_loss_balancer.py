@@ -35,7 +35,7 @@ class LearnedLossBalancer(LossBalancer):
             )
         self.learning_rate = float(learning_rate)
         self.optimizer_id = optimizer
-        self.optimizer = self._new_optimizer()
+        self.optimizer = None  # made with the variables that it learns
         self._learned = []
 
     def _new_optimizer(self):
@@ -59,7 +59,9 @@ class LearnedLossBalancer(LossBalancer):
         return variable
 
     def build(self, task_losses_shape):
+        optimizer = self._new_optimizer()  # refused before anything is made
         super().build(task_losses_shape)
+        self.optimizer = optimizer
         self.optimizer.build(self._learned)
 
     def finish_batch(self, trained):

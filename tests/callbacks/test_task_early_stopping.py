@@ -193,8 +193,7 @@ def test_bad_use():
     with pytest.raises(ValueError, match=r"unknown keys: \['lft'\]"):
         train(new_model(), [TaskEarlyStopping({"lft": "loss"})], 1)
     with pytest.raises(ValueError, match="mode='min'` or"):
-        stopping = TaskEarlyStopping("mystery")
-        stopping._rises("mystery")
+        TaskEarlyStopping()._rises("mystery")
     x, y = nets.regression_data(rows=16)
     with pytest.warns(UserWarning, match="validation_data"):
         new_model().fit(x, y, verbose=0, callbacks=[TaskEarlyStopping()])

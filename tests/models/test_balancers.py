@@ -158,9 +158,11 @@ def test_a_task_without_labels_keeps_its_last_loss_and_rests():
     y["middle"] = np.full_like(y["middle"], np.nan)
     model.train_on_batch(x, y)
     now = np.array(balancer.last_losses)
-    assert now[1] == loss[1] and now[0] != loss[0]
+    assert now[1] == loss[1]
+    assert now[0] != loss[0]
     moved = np.array(balancer.trainable_variables[0])
-    assert moved[1] == learned[1] and moved[0] != learned[0]
+    assert moved[1] == learned[1]
+    assert moved[0] != learned[0]
 
 
 def test_a_loss_that_is_not_finite_is_no_measured_loss():
@@ -172,7 +174,8 @@ def test_a_loss_that_is_not_finite_is_no_measured_loss():
     with pytest.warns(UserWarning, match="not finite"):
         model.fit(x, y, batch_size=16, verbose=0)
     after = np.array(model.balancer.last_losses)
-    assert after[0] == before[0] and np.all(np.isfinite(after))
+    assert after[0] == before[0]
+    assert np.all(np.isfinite(after))
     assert all(np.all(np.isfinite(v)) for v in nets.values(model.weights))
 
 
