@@ -49,8 +49,14 @@ class UncertaintyWeighting(LearnedLossBalancer):
     requires_all_losses = False
     per_task_arguments = {"offset": 0.0, "classification_tasks": 0.5}
 
-    def __init__(self, classification_tasks=None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        classification_tasks=None,
+        learning_rate=1e-3,
+        optimizer="adam",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, optimizer, **kwargs)
         given = classification_tasks
         if isinstance(given, str) or not all(
             isinstance(name, str) for name in given or ()
