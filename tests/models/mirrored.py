@@ -32,6 +32,11 @@ AGGREGATORS = {
     ),
     "gradients": lambda: mtlkeras.aggregators.DBMTL(),
 }
+# Learned by gradients, and by lengths of the tasks' gradients.
+BALANCERS = {
+    "learned": lambda: mtlkeras.balancers.UncertaintyWeighting(learning_rate=0.5),
+    "lengths": lambda: mtlkeras.balancers.GradNorm(),
+}
 RATED = Case(strategies.Alternating(task_learning_rates={"left": 0.5}), "rated")
 
 
@@ -45,7 +50,7 @@ def data(labels):
     return x, y
 
 
-def train(strategy, labels, aggregator=None):
+def train(strategy, labels, aggregator=None, balancer=None):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     x = keras.layers.Dense(4, activation="tanh", name="trunk")(inputs)
@@ -59,6 +64,7 @@ def train(strategy, labels, aggregator=None):
         loss=nets.losses(),
         strategy=strategy(),
         aggregator=aggregator and aggregator(),
+        balancer=balancer and balancer(),
     )
     x, y = data(labels)
     history = model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
@@ -105,6 +111,10 @@ def main():
     }
     for name, aggregator in AGGREGATORS.items():
         runs[name] = (strategies.Joint, "partial", aggregator)
+    for name, balancer in BALANCERS.items():
+        runs[name] = (strategies.Joint, "partial", None, balancer)
+    learned = BALANCERS["learned"]
+    runs["learned, sampled"] = (strategies.Sampled, "partial", None, learned)
     results = {}
     for key, arguments in runs.items():
         try:
