@@ -1,11 +1,13 @@
 from mtlkeras.callbacks.backup_and_resume import BackupAndResume
 from mtlkeras.callbacks.dynamic_weight_average import DynamicWeightAverage
+from mtlkeras.callbacks.maximum_roaming import MaximumRoaming
 from mtlkeras.callbacks.task_early_stopping import TaskEarlyStopping
 from mtlkeras.callbacks.task_weight_scheduler import TaskWeightScheduler
 
 __all__ = [
     "BackupAndResume",
     "DynamicWeightAverage",
+    "MaximumRoaming",
     "TaskEarlyStopping",
     "TaskWeightScheduler",
 ]

@@ -14,6 +14,7 @@ from mtlkeras.models.data_spec import (
 )
 from mtlkeras.models.frozen_tasks import FrozenTasks
 from mtlkeras.models.multi_task_state import MultiTaskState
+from mtlkeras.models.roaming_graph import RoamingGraph
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
 from mtlkeras.models.task_structure import TaskStructure
@@ -107,6 +108,43 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
                 "from `mtlkeras.MultiTaskModel` in place of `keras.Model`."
             )
         return cls(model.input, model.output, name=model.name)
+
+    @classmethod
+    def with_roaming(
+        cls,
+        model,
+        sharing_ratio=0.8,
+        dense=False,
+        batch_statistics=False,
+        seed=None,
+    ):
+        """A multi-task model in which every task uses its own units.
+
+        Behind the normalization of each convolution that several outputs use
+        comes a `layers.RoamingMask`. Train it with `callbacks.MaximumRoaming`
+        for Maximum Roaming, without for task routing. The trunk runs once per
+        task, in training and in prediction.
+
+        Args:
+            model: A functional Keras model with several outputs.
+            sharing_ratio: Float, the share of the units that a task uses.
+                Defaults to `0.8`.
+            dense: Whether to mask shared dense layers, too. Defaults to
+                `False` (the authors' code).
+            batch_statistics: Whether normalization uses the statistics of the
+                batch in inference, too (the authors' code), in place of moving
+                ones for each task. Defaults to `False`.
+            seed: Non-negative integer for the masks. Defaults to `None`.
+
+        Returns:
+            A `MultiTaskModel` with the layers and weights of `model`, but for
+            `BatchNormalization`, which becomes a `TaskBatchNormalization` with
+            the same values.
+        """
+        graph = RoamingGraph(
+            model, sharing_ratio, dense, batch_statistics, seed
+        )
+        return cls(graph.inputs, graph.outputs, name=model.name)
 
     # -- tasks and variables --------------------------------------------------
 

@@ -17,6 +17,8 @@ class MultiTaskState:
         freezes: Whether the training step heeds them.
         class_weights: Dict from task to its class weights, of the running
             `fit`.
+        parts: List with a model for each output, where layers depend on the
+            task.
         flags: Dict that tells metrics what of a prediction counts.
     """
 
@@ -38,6 +40,7 @@ class MultiTaskState:
         self.freezes = False
         self.class_weights = {}
         self.flags = {}
+        self.parts = []
         self.warned_of_weights = False
 
     @property

@@ -3,6 +3,14 @@ import keras
 from mtlkeras.models.task_graph import TaskGraph, is_functional
 
 
+def depends_on_task(model):
+    """Whether a layer of the model does something else for each task."""
+    return any(
+        getattr(layer, "depends_on_task", False)
+        for layer in model._flatten_layers(include_self=False)
+    )
+
+
 class TaskStructure:
     """Which variables and layers of a model every task reaches.
 
@@ -23,6 +31,7 @@ class TaskStructure:
         self.outputs = tasks.split(outputs, "outputs")
         self.variables = model.trainable_variables
         self._cuts = {}
+        self.depends_on_task = depends_on_task(model)
         if is_functional(model):
             self.graph = TaskGraph(model, self.outputs)
             self.reach = {

@@ -100,9 +100,39 @@ class UpdateInForce:
         """The same update, laid over a model whose outputs are known."""
         self.check(structure.tasks.names)
         plan = UpdatePlan(self.strategy, structure)
+        if structure.depends_on_task:
+            self._check_runs_by_task(plan)
         return dataclasses.replace(
             self, plan=plan, group_aggregators=self._aggregators_for(plan)
         )
+
+    def _check_runs_by_task(self, plan):
+        """Refuses steps that run the trunk once for several tasks."""
+        if plan.structure.graph is None:
+            raise ValueError(
+                "Layers that do something else for each task, such as "
+                "`RoamingMask`, need a model made of inputs and outputs, which "
+                "can run its trunk for one task. Received: a subclassed model."
+            )
+        strategy, rule, balancer = self.strategy, self.aggregator, self.balancer
+        chosen = strategy.one_group_per_step or strategy.shuffle
+        largest = max(map(len, plan.groups))
+        refused = None
+        if strategy.regroups != "never" or (chosen and largest > 1):
+            refused = f"strategy={strategy!r}"
+        elif rule is not None and rule.gradients_at == "features":
+            refused = f"aggregator={type(rule).__name__} at features"
+        elif balancer is not None and balancer.requires_gradient_norms:
+            if balancer.norms_at == "features":
+                refused = f"balancer={type(balancer).__name__} at features"
+        if refused is not None:
+            raise ValueError(
+                "With layers that do something else for each task, such as "
+                "`RoamingMask`, the trunk runs once per task, so tasks have no "
+                f"features in common. Received: {refused}. Use 'joint', "
+                "'alternating', 'grouped', 'multi_adaptive' or one task per "
+                "step, with gradients or norms at the parameters."
+            )
 
     def _aggregators_for(self, plan):
         """The aggregator of every group, with state for its size."""

@@ -34,7 +34,9 @@ AGGREGATORS = {
 }
 # Learned by gradients, and by lengths of the tasks' gradients.
 BALANCERS = {
-    "learned": lambda: mtlkeras.balancers.UncertaintyWeighting(learning_rate=0.5),
+    "learned": lambda: mtlkeras.balancers.UncertaintyWeighting(
+        learning_rate=0.5
+    ),
     "lengths": lambda: mtlkeras.balancers.GradNorm(),
 }
 RATED = Case(strategies.Alternating(task_learning_rates={"left": 0.5}), "rated")

@@ -1,6 +1,8 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.layers.running_task import running_task
+
 from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.gradient_norms import is_input
@@ -60,6 +62,10 @@ class SelectedStep:
         self.plan = self.model._multi_task.plan
         self.tasks = batch.tasks
         self.names = self.tasks.names
+        order = self.tasks.output_names
+        self.task_indices = [
+            order.index(group[0]) for group in self.plan.groups
+        ]
         self.group_of = {
             name: k
             for k, group in enumerate(self.plan.groups)
@@ -110,6 +116,13 @@ class SelectedStep:
 
     def run(self, chosen, results):
         """One sub-step of group `chosen`; returns the results with its own."""
+        if self.plan.structure.depends_on_task:
+            # Every group is one task, and the same layers run for it.
+            with running_task(tf.gather(self.task_indices, chosen)):
+                return self._run(chosen, results)
+        return self._run(chosen, results)
+
+    def _run(self, chosen, results):
         trunk_layers, head_layers = self._split_layers()
         with tf.GradientTape() as tape:
             scope = ForwardScope(trunk_layers)

@@ -40,6 +40,13 @@ class ForwardScope:
                 for v in layer.non_trainable_variables
             }.values()
         )
+        # Rows of state that belong to one task each: every sub-step has its own.
+        self.by_task = {
+            id(v)
+            for layer, _ in layers
+            if getattr(layer, "depends_on_task", False)
+            for v in layer.non_trainable_variables
+        }
         self.tasks = {
             id(v): tasks
             for layer, tasks in reversed(layers)
@@ -82,7 +89,8 @@ class ForwardScope:
             value = self._scope.get_current_value(variable)
             if value is None or is_seed(variable):
                 continue
-            first = is_first(self.tasks[id(variable)])
+            first = id(variable) in self.by_task
+            first = first or is_first(self.tasks[id(variable)])
             if first is True:
                 variable.assign(value)
             elif first is not False:
