@@ -292,10 +292,10 @@ PUBLIC = {
         "get",
         "ids",
     ],
-    "callbacks": ["BackupAndResume"],
+    "callbacks": ["BackupAndResume", "DeltaM"],
     "datasets": ["multi_digits"],
     "losses": ["MaskedLoss"],
-    "metrics": [],
+    "metrics": ["delta_m", "hypervolume", "mean_rank"],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],
     "optimizers": ["PerTaskOptimizer"],
     "strategies": [
