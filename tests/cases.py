@@ -293,7 +293,7 @@ PUBLIC = {
         "ids",
     ],
     "callbacks": ["BackupAndResume", "DeltaM"],
-    "datasets": ["multi_digits"],
+    "datasets": ["interleave", "multi_digits", "zip"],
     "losses": ["MaskedLoss"],
     "metrics": ["delta_m", "hypervolume", "mean_rank"],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],

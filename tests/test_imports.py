@@ -15,7 +15,7 @@ ALLOWED = {
     **{noun: {"linalg", "registry"} for noun in NOUNS},
     "backend": set(),
     "callbacks": NOUNS,
-    "datasets": set(),
+    "datasets": {"backend", "linalg"},
     "linalg": set(),
     "plot": set(),
     "registry": set(),

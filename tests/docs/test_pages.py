@@ -7,7 +7,8 @@ import pytest
 from code_blocks import promised_output, python_blocks, run_block
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = {name: (DOCS / name).read_text() for name in ["metrics.md"]}
+NAMES = ["metrics.md", "datasets/README.md", "datasets/interleave.md"]
+PAGES = {name: (DOCS / name).read_text() for name in NAMES}
 BLOCKS = [
     pytest.param(name, number, block, id=f"{name}-{number}")
     for name, text in PAGES.items()
