@@ -293,7 +293,7 @@ PUBLIC = {
         "ids",
     ],
     "callbacks": ["BackupAndResume", "DeltaM"],
-    "datasets": ["interleave", "multi_digits", "zip"],
+    "datasets": ["from_tfds", "interleave", "multi_digits", "zip"],
     "losses": ["MaskedLoss"],
     "metrics": ["delta_m", "hypervolume", "mean_rank"],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],
