@@ -160,8 +160,10 @@ def main(arguments=None):
     }
     file = options.output / "results.json"
     file.write_text(json.dumps(results, indent=1))
+    figure = mtlkeras.plot.task_curves(history)
+    figure.savefig(options.output / "curves.png", dpi=120)
     model.save(options.output / "model.keras")
-    print(f"\nWrote {file} and {options.output / 'model.keras'}")
+    print(f"\nWrote {file}, curves.png and model.keras")
 
 
 if __name__ == "__main__":

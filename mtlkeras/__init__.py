@@ -13,6 +13,7 @@ from mtlkeras import (
     losses,
     metrics,
     optimizers,
+    plot,
     strategies,
 )
 from mtlkeras.models import MultiTaskModel
@@ -27,5 +28,6 @@ __all__ = [
     "losses",
     "metrics",
     "optimizers",
+    "plot",
     "strategies",
 ]

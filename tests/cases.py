@@ -298,6 +298,14 @@ PUBLIC = {
     "metrics": ["delta_m", "hypervolume", "mean_rank"],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],
     "optimizers": ["PerTaskOptimizer"],
+    "plot": [
+        "conflicts",
+        "grouping",
+        "pareto",
+        "task_curves",
+        "task_graph",
+        "task_weights",
+    ],
     "strategies": [
         "Alternating",
         "Grouped",

@@ -73,6 +73,7 @@ def test_from_arguments_to_files(example, strategy, tmp_path, capsys):
     assert results["history"]["loss"][1] < results["history"]["loss"][0]
     model = keras.saving.load_model(tmp_path / "model.keras")
     assert set(model.task_names) == set(ATTRIBUTES)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert not (tmp_path / "backup").exists()
 
 
