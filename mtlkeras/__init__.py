@@ -15,6 +15,7 @@ from mtlkeras import (
     losses,
     metrics,
     optimizers,
+    plot,
     strategies,
 )
 from mtlkeras.models import MultiTaskModel
@@ -31,5 +32,6 @@ __all__ = [
     "losses",
     "metrics",
     "optimizers",
+    "plot",
     "strategies",
 ]

@@ -17,7 +17,7 @@ ALLOWED = {
     "balancers": {"backend", "linalg", "registry"},
     "backend": set(),
     "callbacks": NOUNS,
-    "datasets": set(),
+    "datasets": {"backend", "linalg"},
     "linalg": set(),
     "plot": set(),
     "registry": set(),

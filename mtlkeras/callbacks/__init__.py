@@ -1,4 +1,5 @@
 from mtlkeras.callbacks.backup_and_resume import BackupAndResume
+from mtlkeras.callbacks.delta_m import DeltaM
 from mtlkeras.callbacks.dynamic_weight_average import DynamicWeightAverage
 from mtlkeras.callbacks.maximum_roaming import MaximumRoaming
 from mtlkeras.callbacks.task_early_stopping import TaskEarlyStopping
@@ -6,6 +7,7 @@ from mtlkeras.callbacks.task_weight_scheduler import TaskWeightScheduler
 
 __all__ = [
     "BackupAndResume",
+    "DeltaM",
     "DynamicWeightAverage",
     "MaximumRoaming",
     "TaskEarlyStopping",

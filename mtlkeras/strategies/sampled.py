@@ -1,8 +1,6 @@
 import keras
-import numpy as np
-from keras import ops
 
-from mtlkeras.linalg.counter_hash import WORD, random_integers
+from mtlkeras.linalg.weighted_choice import weighted_choice
 from mtlkeras.strategies.update_strategy import UpdateStrategy, check_seed
 
 
@@ -73,13 +71,11 @@ class Sampled(UpdateStrategy):
     def select_group(self, step):
         names = self._task_names
         probabilities = self.probabilities or {}
-        cumulative = np.cumsum(
-            [probabilities.get(name, 1.0 / len(names)) for name in names]
+        return weighted_choice(
+            [probabilities.get(name, 1.0 / len(names)) for name in names],
+            self.seed,
+            step,
         )
-        # Integer thresholds: a comparison that no compiler can round.
-        limits = np.rint(cumulative / cumulative[-1] * WORD).astype("int64")
-        drawn = random_integers(self.seed, step, 1)[0]
-        return ops.sum(ops.cast(drawn >= limits[:-1], "int64"))
 
     def get_config(self):
         return {

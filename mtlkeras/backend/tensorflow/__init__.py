@@ -1,5 +1,6 @@
+from mtlkeras.backend.tensorflow.task_datasets import TaskDatasets
 from mtlkeras.backend.tensorflow.trainer import (
     TensorFlowMultiTaskTrainer as MultiTaskTrainer,
 )
 
-__all__ = ["MultiTaskTrainer"]
+__all__ = ["MultiTaskTrainer", "TaskDatasets"]

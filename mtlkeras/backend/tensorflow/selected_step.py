@@ -1,8 +1,6 @@
 import keras
 import tensorflow as tf
 
-from mtlkeras.layers.running_task import running_task
-
 from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.gradient_norms import is_input
@@ -17,6 +15,7 @@ from mtlkeras.backend.tensorflow.state import (
     is_loss_scaled,
     is_seed,
 )
+from mtlkeras.layers.running_task import running_task
 
 
 def selected_step(batch):

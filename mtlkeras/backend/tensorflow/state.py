@@ -40,7 +40,7 @@ class ForwardScope:
                 for v in layer.non_trainable_variables
             }.values()
         )
-        # Rows of state that belong to one task each: every sub-step has its own.
+        # Rows of state that belong to one task: every sub-step has its own.
         self.by_task = {
             id(v)
             for layer, _ in layers
