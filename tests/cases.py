@@ -293,7 +293,7 @@ PUBLIC = {
         "ids",
     ],
     "callbacks": ["BackupAndResume"],
-    "datasets": ["multi_digits"],
+    "datasets": ["multi_digits", "scenes"],
     "losses": ["MaskedLoss"],
     "metrics": [],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],

@@ -1,3 +1,4 @@
 from mtlkeras.datasets.multi_digits import multi_digits
+from mtlkeras.datasets.scenes import scenes
 
-__all__ = ["multi_digits"]
+__all__ = ["multi_digits", "scenes"]
