@@ -435,7 +435,7 @@ PUBLIC = {
         "TaskEarlyStopping",
         "TaskWeightScheduler",
     ],
-    "datasets": ["from_tfds", "interleave", "multi_digits", "zip"],
+    "datasets": ["from_tfds", "interleave", "multi_digits", "scenes", "zip"],
     "layers": ["RoamingMask", "TaskBatchNormalization"],
     "losses": ["MaskedLoss"],
     "metrics": ["delta_m", "hypervolume", "mean_rank"],

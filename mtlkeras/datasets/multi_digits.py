@@ -1,5 +1,7 @@
 import numpy as np
 
+from mtlkeras.datasets.arguments import check_seed, check_sizes, check_tasks
+
 CANVAS_SIZE = 12
 DIGIT_SIZE = 8
 
@@ -88,7 +90,9 @@ def multi_digits(
           its test set, as scikit-learn (BSD 3-Clause) distributes it.
     """
     sizes = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
-    check_arguments(sizes, tasks, seed)
+    check_sizes(**sizes)
+    check_tasks(tasks, TASKS)
+    check_seed(seed)
     images, digits = load_sources()
     # A stream for the split and one per set: no size changes another set.
     split_rng, *set_rngs = np.random.default_rng(seed).spawn(4)
@@ -128,37 +132,3 @@ def load_sources():
         ) from error
     digits = load_digits()
     return (digits.images / 16).astype("float32"), digits.target
-
-
-def check_arguments(sizes, tasks, seed):
-    for name, size in sizes.items():
-        if not is_integer(size) or size < 1:
-            raise ValueError(
-                f"Argument `{name}` must be a positive integer. "
-                f"Received: {name}={size!r}"
-            )
-    if not isinstance(tasks, (list, tuple)) or not tasks:
-        raise ValueError(
-            "Argument `tasks` must be a list or tuple of at least one name out "
-            f"of {list(TASKS)}. Received: tasks={tasks!r}"
-        )
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown:
-        raise ValueError(
-            f"Argument `tasks` must name tasks out of {list(TASKS)}. "
-            f"Received: tasks={tasks!r}, with the unknown {unknown}"
-        )
-    if len(set(tasks)) < len(tasks):
-        raise ValueError(
-            "Argument `tasks` must name each task once. "
-            f"Received: tasks={tasks!r}"
-        )
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(
-            "Argument `seed` must be a non-negative integer. "
-            f"Received: seed={seed!r}"
-        )
-
-
-def is_integer(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
