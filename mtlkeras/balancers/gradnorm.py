@@ -48,7 +48,7 @@ class GradNorm(LearnedLossBalancer):
 
     >>> balancer = GradNorm(alpha=0.0)
     >>> losses, every = np.array([1.0, 1.0]), np.array([True, True])
-    >>> for _ in range(200):
+    >>> for _ in range(80):
     ...     weights = balancer.measure(losses, every)
     ...     balancer.note_gradient_norms(np.array([1.0, 3.0]), every)
     ...     balancer.finish_batch(every)

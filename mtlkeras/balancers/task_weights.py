@@ -65,6 +65,7 @@ class TaskWeights(LossBalancer):
         )
 
     def finish_epoch(self, task_losses):
+        """Notes the losses of tasks that trained, after those of before."""
         losses = ops.convert_to_tensor(task_losses, "float64")
         before, last = ops.unstack(ops.copy(self.epoch_losses))
         shifted = ops.stack([last, losses])

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.replicas import num_replicas
+
 
 def derivative(function, point):
     """The gradient of a scalar function at a point, 0 where it has none.
@@ -21,6 +23,9 @@ def derivative(function, point):
 def variable_gradients(function, variables):
     """Gradients of a scalar function without arguments, by variables.
 
+    For an optimizer: with several replicas, which all compute the same, each
+    gets its part of the gradients, since the optimizer adds them up.
+
     Args:
         function: Function without arguments that reads the variables.
         variables: List of Keras variables.
@@ -29,6 +34,7 @@ def variable_gradients(function, variables):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
         value = function()
-    return tape.gradient(
+    gradients = tape.gradient(
         value, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
+    return [gradient / num_replicas() for gradient in gradients]
