@@ -32,9 +32,6 @@ EXCEPTIONS = {
     ("mtlkeras/backend/tensorflow/trainer.py", "layers"): (
         "a layer asks for the task that runs"
     ),
-    ("mtlkeras/backend/tensorflow/aggregated_step.py", "optimizers"): (
-        "an optimizer of the user's own knows no slots"
-    ),
     ("mtlkeras/backend/tensorflow/sequential_step.py", "optimizers"): (
         "an optimizer of the user's own knows no slots"
     ),
