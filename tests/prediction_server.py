@@ -29,14 +29,14 @@ def has_protos():
 def require_protos():
     if not has_protos():
         pytest.skip(
-            "tensorflow-serving-api is not installed, or not for this protobuf; "
-            "`pip install --no-deps tensorflow-serving-api` installs it"
+            "tensorflow-serving-api is not installed, or not for this version "
+            "of protobuf: `pip install --no-deps tensorflow-serving-api`"
         )
 
 
 @contextlib.contextmanager
 def serving(folder, name):
-    """Serves the newest version below `folder`; gives the address."""
+    """Address of a process that serves the newest version in a folder."""
     require_protos()
     process = subprocess.Popen(
         [sys.executable, __file__, str(folder), name],
@@ -128,24 +128,29 @@ def make_service(folder, name):
     return PredictionService()
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("name")
-    arguments = parser.parse_args()
-
+def start_server(folder, name):
+    """A server in this process, and its address."""
     import grpc
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        make_service(arguments.folder, arguments.name), server
+        make_service(folder, name), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    server, address = start_server(arguments.folder, arguments.name)
     if "mtlkeras" in sys.modules:
         raise RuntimeError("The server must not need mtlkeras.")
-    print(f"127.0.0.1:{port}", flush=True)
+    print(address, flush=True)
     sys.stdin.read()
     server.stop(grace=None).wait()
 

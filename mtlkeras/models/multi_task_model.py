@@ -520,13 +520,7 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
             ),
             x,
         )
-        outputs = self(specs)
-        if not isinstance(outputs, dict):
-            raise ValueError(
-                "The `call` of a subclassed MultiTaskModel must return a dict "
-                "from task names to tensors. The `call` of "
-                f"{type(self).__name__} returned: {outputs!r}"
-            )
+        outputs = self._as_dict(self(specs))
         state.input_specs = specs
         self._bind_outputs(state, outputs, state.update, specs)
         self._put_in_force(state.update)

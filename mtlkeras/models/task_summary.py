@@ -1,5 +1,6 @@
 """`model.summary()` with a table of which layers the tasks share."""
 
+import math
 import re
 
 import keras
@@ -18,22 +19,22 @@ def print_summary(model, keras_summary, print_fn, **arguments):
         print_fn: As in `keras.Model.summary`.
         **arguments: Of Keras's method.
     """
-    table = _table_of_tasks(model, **arguments)
-    if table is None:
-        keras_summary(print_fn=print_fn, **arguments)
-        return
     if print_fn is None and keras.config.is_interactive_logging_enabled():
         keras_summary(**arguments)
-        rich.console.Console(highlight=False).print(table)
+        table = _table_of_tasks(model, **arguments)
+        if table is not None:
+            rich.console.Console(highlight=False).print(table)
         return
     # One text without colors, and to the log where Keras would write there.
     texts = []
     keras_summary(print_fn=texts.append, **arguments)
+    table = _table_of_tasks(model, **arguments)
     console = rich.console.Console(
         highlight=False, force_terminal=False, color_system=None
     )
     with console.capture() as capture:
-        console.print(table)
+        if table is not None:
+            console.print(table)
     (print_fn or logging.info)("".join([*texts, capture.get()]))
 
 
@@ -67,12 +68,12 @@ def _table_of_tasks(
         rows, key=lambda u: (-len(u) if u else 1, [order[n] for n in u])
     ):
         weights = {id(w): w for layer in rows[users] for w in layer.weights}
-        count = sum(keras.ops.size(w) for w in weights.values())
+        count = sum(math.prod(w.shape) for w in weights.values())
         names = ", ".join(layer.name for layer in rows[users])
         table.add_row(
             rich.markup.escape(_title(users, tasks.names)),
             rich.markup.escape(names),
-            f"{int(count):,}",
+            f"{count:,}",
         )
     return table
 
@@ -107,8 +108,6 @@ def _layers(layers, expand_nested, layer_range):
             [i for i, x in enumerate(layers) if re.match(pattern, x.name)]
             for pattern in layer_range
         )
-        if not first or not last:
-            return  # Keras raises
         if min(first) > max(last):
             first, last = last, first
         layers = layers[min(first) : max(last) + 1]

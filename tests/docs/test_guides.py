@@ -1,13 +1,12 @@
 """The pages of docs/guides: their code runs, their links lead somewhere."""
 
-import contextlib
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 from code_blocks import python_blocks, run_block
-from prediction_server import has_protos, serving
+from prediction_server import has_protos, start_server
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "guides"
 PAGES = {file.stem: file.read_text() for file in sorted(FOLDER.glob("*.md"))}
@@ -36,12 +35,14 @@ def test_blocks_run(name, tmp_path, monkeypatch):
         if not can_run(block):
             skipped += 1
             continue
-        with contextlib.ExitStack() as stack:
-            if "localhost:8500" in block:
-                served = serving(tmp_path / "serving" / "digits", "digits")
-                address = stack.enter_context(served)
-                block = block.replace("localhost:8500", address)
-            run_block(block, f"{name}.md, block {number}", namespace)
+        server = None
+        if "localhost:8500" in block:
+            folder = tmp_path / "serving" / "digits"
+            server, address = start_server(folder, "digits")
+            block = block.replace("localhost:8500", address)
+        run_block(block, f"{name}.md, block {number}", namespace)
+        if server is not None:
+            server.stop(grace=None).wait()
     if skipped:
         pytest.skip(f"{skipped} of {len(blocks)} blocks need other packages")
 

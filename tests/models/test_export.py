@@ -219,11 +219,10 @@ def test_a_subclassed_model(tmp_path):
     other = Subclassed()
     other(x)
     other.set_weights(model.get_weights())
-    other.export(tmp_path / "called", verbose=False)
-    check(tmp_path / "called")
     spec = keras.InputSpec(shape=(3, 6), dtype="float32")
-    other.export(tmp_path / "fixed", verbose=False, input_signature=[spec])
-    check(tmp_path / "fixed")
+    for name, given in (("called", None), ("fixed", [spec])):
+        other.export(tmp_path / name, verbose=False, input_signature=given)
+        check(tmp_path / name)
 
 
 class Words(MultiTaskModel):

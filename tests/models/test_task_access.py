@@ -503,6 +503,8 @@ def test_arguments_of_summary():
     assert {len(line) for line in text.splitlines() if "┃" in line} == {50}
     with pytest.raises(ValueError, match="do not match the layer names"):
         summary(mlp(), layer_range=["none", "such"])
+    with pytest.raises(ValueError, match="of length 2"):
+        summary(mlp(), layer_range=["trunk_1"])
 
 
 def test_summary_of_one_output_is_that_of_keras():
