@@ -2,9 +2,13 @@
 # the environment .venv by itself, once.
 
 PYTHON ?= python3
-EXTRAS ?= tensorflow-cpu,datasets,plot,test
+EXTRAS ?= tensorflow-cpu,datasets,plot,export,test
 # Options for pytest, as in: make test PYTEST_ARGS="-x tests/datasets"
 PYTEST_ARGS ?= -n 2
+
+# The protos of TensorFlow Serving (30 kB), for the tests. All that they need
+# comes with TensorFlow; as a dependency they would bring a second one.
+PROTOS := $(if $(findstring test,$(EXTRAS)),tensorflow-serving-api)
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -24,7 +28,7 @@ help:
 # a `git clone` or a change of branch, and an equal environment must not make
 # pip ask the network. The folder is in it since a copied tree has a copied
 # environment, which still points to the original.
-WANTED = { echo "$(CURDIR) [$(EXTRAS)]"; cat setup.cfg pyproject.toml; }
+WANTED = { echo "$(CURDIR) [$(EXTRAS)] $(PROTOS)"; cat setup.cfg pyproject.toml; }
 
 install:
 	@$(WANTED) | cmp -s - $(INSTALLED) || { \
@@ -33,6 +37,9 @@ install:
 	  $(PYTHON) -m venv $(VENV); \
 	  $(RUN) -m pip install --disable-pip-version-check --progress-bar off \
 	    --quiet --editable ".[$(EXTRAS)]"; \
+	  test -z "$(PROTOS)" || $(RUN) -m pip install \
+	    --disable-pip-version-check --progress-bar off --quiet --no-deps \
+	    $(PROTOS); \
 	  $(WANTED) > $(INSTALLED); \
 	}
 

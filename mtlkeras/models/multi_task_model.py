@@ -15,6 +15,7 @@ from mtlkeras.models.data_spec import (
 from mtlkeras.models.frozen_tasks import FrozenTasks
 from mtlkeras.models.multi_task_state import MultiTaskState
 from mtlkeras.models.roaming_graph import RoamingGraph
+from mtlkeras.models.task_access import TaskAccess
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_set import TaskSet
 from mtlkeras.models.task_structure import TaskStructure
@@ -35,7 +36,7 @@ IN_FORCE = _InForce()
 
 
 @keras.saving.register_keras_serializable("mtlkeras")
-class MultiTaskModel(MultiTaskTrainer, keras.Model):
+class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
     """A `keras.Model` whose training treats its outputs as tasks.
 
     Everything that Keras does works as before; `compile` and `fit` take three
@@ -519,13 +520,8 @@ class MultiTaskModel(MultiTaskTrainer, keras.Model):
             ),
             x,
         )
-        outputs = self(specs)
-        if not isinstance(outputs, dict):
-            raise ValueError(
-                "The `call` of a subclassed MultiTaskModel must return a dict "
-                "from task names to tensors. The `call` of "
-                f"{type(self).__name__} returned: {outputs!r}"
-            )
+        outputs = self._as_dict(self(specs))
+        state.input_specs = specs
         self._bind_outputs(state, outputs, state.update, specs)
         self._put_in_force(state.update)
 

@@ -20,6 +20,11 @@ class MultiTaskState:
         parts: List with a model for each output, where layers depend on the
             task.
         flags: Dict that tells metrics what of a prediction counts.
+        input_specs: Structure of input KerasTensors of a subclassed model,
+            once it has seen data.
+        graph: The `TaskGraph` of a functional model that is not compiled.
+        predicted: The outputs that `predict` is to give, `None` for all.
+        predict_functions: Dict from these to Keras's traced function.
     """
 
     def __init__(
@@ -41,6 +46,10 @@ class MultiTaskState:
         self.class_weights = {}
         self.flags = {}
         self.parts = []
+        self.input_specs = None
+        self.graph = None
+        self.predicted = None
+        self.predict_functions = {}
         self.warned_of_weights = False
 
     @property

@@ -52,6 +52,12 @@ class TaskGraph:
             )
         return self._parts[names]
 
+    def inputs_of(self, name):
+        """The model's inputs that an output needs, in order."""
+        nodes = self._nodes[name].values()
+        reached = {id(tensor) for node in nodes for tensor in node.outputs}
+        return [t for t in self.model.inputs if id(t) in reached]
+
     def last_layers(self, tensors):
         """The last layers with trainable variables before some tensors."""
         found, waiting, seen = {}, list(tensors), set()

@@ -1,0 +1,54 @@
+"""The pages of docs/guides: their code runs, their links lead somewhere."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from code_blocks import python_blocks, run_block
+from prediction_server import has_protos, start_server
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "guides"
+PAGES = {file.stem: file.read_text() for file in sorted(FOLDER.glob("*.md"))}
+OPTIONAL = ("onnxruntime", "tf2onnx", "ai_edge_litert")
+
+
+def can_run(block):
+    """Whether the packages that a block needs are installed."""
+    names = [name for name in OPTIONAL if name in block]
+    if 'format="onnx"' in block:
+        names += ["onnx", "tf2onnx"]
+    if "tensorflow_serving" in block and not has_protos():
+        return False
+    return all(importlib.util.find_spec(name) for name in names)
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_run(name, tmp_path, monkeypatch):
+    """Blocks share their names, as a reader types them one after another."""
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(PAGES[name])
+    namespace = {"__name__": name}
+    skipped = 0
+    for number, block in enumerate(blocks, 1):
+        if not can_run(block):
+            skipped += 1
+            continue
+        server = None
+        if "localhost:8500" in block:
+            folder = tmp_path / "serving" / "digits"
+            server, address = start_server(folder, "digits")
+            block = block.replace("localhost:8500", address)
+        run_block(block, f"{name}.md, block {number}", namespace)
+        if server is not None:
+            server.stop(grace=None).wait()
+    if skipped:
+        pytest.skip(f"{skipped} of {len(blocks)} blocks need other packages")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.M | re.S)
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", prose):
+        assert (FOLDER / link).exists(), link
