@@ -286,7 +286,7 @@ def main(arguments=None):
     options.filters = options.filters or defaults["filters"]
     options.epochs = options.epochs or defaults["epochs"]
     options.learning_rate = options.learning_rate or defaults["rate"]
-    options.pictures = options.pictures or (160 if options.quick else 600)
+    options.pictures = options.pictures or (160 if options.quick else 400)
     options.output.mkdir(parents=True, exist_ok=True)
 
     def say(text):
