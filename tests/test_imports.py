@@ -29,9 +29,6 @@ EXCEPTIONS = {
     ("mtlkeras/backend/tensorflow/selected_step.py", "layers"): (
         "a layer asks for the task that runs"
     ),
-    ("mtlkeras/backend/tensorflow/trainer.py", "layers"): (
-        "a layer asks for the task that runs"
-    ),
     ("mtlkeras/backend/tensorflow/sequential_step.py", "optimizers"): (
         "an optimizer of the user's own knows no slots"
     ),

@@ -27,25 +27,24 @@ class FunctionalMultiTaskModel(MultiTaskModel, Functional):
         """The outputs; task by task if a layer depends on the task."""
         if not depends_on_task(self) or current_task() is not None:
             return super().call(inputs, training=training, mask=mask, **kwargs)
-        parts = self._multi_task.parts
-        if not parts:
-            # Made once, and kept where Keras does not track them.
-            parts.extend(
-                keras.Model(self.input, output)
-                for output in self._outputs_in_order()
-            )
-        outputs = []
-        for task, part in enumerate(parts):
-            with running_task(task):
-                outputs.append(part(inputs, training=training))
+        found = self._run_by_task(list(self._graph().outputs), inputs, training)
         if isinstance(self.output, dict):
-            return dict(zip(self.output, outputs, strict=True))
+            return found
+        outputs = list(found.values())
         return outputs if isinstance(self.output, list) else outputs[0]
 
-    def _outputs_in_order(self):
-        if isinstance(self.output, dict):
-            return list(self.output.values())
-        return keras.tree.flatten(self.output)
+    def _run_by_task(self, names, inputs, training):
+        """Dict from name to output, each from a pass of its own.
+
+        In the pass for an output, layers that depend on the task run for it.
+        """
+        graph, outputs = self._graph(), {}
+        order = list(graph.outputs)
+        for name in names:
+            with running_task(order.index(name)):
+                part = graph.part((name,))
+                outputs.update(self._run(part, inputs, training=training))
+        return outputs
 
 
 MultiTaskModel._functional_form = FunctionalMultiTaskModel

@@ -17,8 +17,6 @@ class MultiTaskState:
         freezes: Whether the training step heeds them.
         class_weights: Dict from task to its class weights, of the running
             `fit`.
-        parts: List with a model for each output, where layers depend on the
-            task.
         flags: Dict that tells metrics what of a prediction counts.
         input_specs: Structure of input KerasTensors of a subclassed model,
             once it has seen data.
@@ -45,7 +43,6 @@ class MultiTaskState:
         self.freezes = False
         self.class_weights = {}
         self.flags = {}
-        self.parts = []
         self.input_specs = None
         self.graph = None
         self.predicted = None

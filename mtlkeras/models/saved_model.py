@@ -2,6 +2,7 @@
 
 import keras
 
+from mtlkeras.layers.running_task import running_task
 from mtlkeras.models.data_spec import input_spec_of_built
 from mtlkeras.models.task_graph import is_functional
 
@@ -72,7 +73,13 @@ def _of_graph(model, given):
         elif len(inputs) == 1:
             (inputs,) = inputs
         part = keras.Model(inputs, {name: graph.outputs[name]})
-        return part.__call__, signature_for(inputs)
+        task = list(graph.outputs).index(name)
+
+        def run(*arguments):
+            with running_task(task):
+                return part(*arguments)
+
+        return run, signature_for(inputs)
 
     endpoints = {name: endpoint(name) for name in graph.outputs}
     signature = signature_for(model.input)

@@ -5,6 +5,7 @@ import keras
 
 from mtlkeras.models.saved_model import export_saved_model
 from mtlkeras.models.task_graph import is_functional
+from mtlkeras.models.task_structure import depends_on_task
 from mtlkeras.models.task_summary import print_summary
 
 
@@ -59,6 +60,8 @@ class TaskAccess:
         if names is None:
             return super().predict_step(data)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if depends_on_task(self) and is_functional(self):
+            return self._run_by_task(names, x, training=False)
         if is_functional(self):
             return self._run(self._graph().part(names), x, training=False)
         outputs = self._run(self, x, training=False)
@@ -79,7 +82,8 @@ class TaskAccess:
             A functional `keras.Model` that is not compiled.
 
         Raises:
-            ValueError: If the model has no such output, or is not functional.
+            ValueError: If the model has no such output, is not functional, or
+                has layers that do something else for each task.
 
         Example:
 
@@ -95,6 +99,13 @@ class TaskAccess:
         """
         outputs = self._named_outputs(f"task_model({name!r})")
         check_names("name", [name], outputs)
+        if depends_on_task(self):
+            raise ValueError(
+                "A model with layers that do something else for each task, "
+                "such as `RoamingMask`, has no plain model of one task. "
+                f"Received: name={name!r}. Use `predict(x, tasks=[{name!r}])`, "
+                "or `export(path)`, which writes a signature for every task."
+            )
         # The name of a task may be any string, that of a model may not.
         model_name = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_")
         return keras.Model(self.input, outputs[name], name=model_name or None)

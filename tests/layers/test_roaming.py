@@ -312,6 +312,12 @@ def test_the_export_runs_every_task_with_its_mask(tmp_path):
     predicted = model.predict(x, verbose=0)
     for name in TASKS:
         np.testing.assert_allclose(served[name], predicted[name], rtol=1e-5)
+        alone = loaded.signatures[name](tf.constant(x))[name]
+        np.testing.assert_allclose(alone, predicted[name], rtol=1e-5)
+        alone = model.predict(x, tasks=[name], verbose=0)
+        np.testing.assert_array_equal(alone[name], predicted[name])
+    with pytest.raises(ValueError, match="signature for every task"):
+        model.task_model("left")
 
 
 def test_periods():

@@ -12,7 +12,6 @@ from mtlkeras.backend.tensorflow.replicas import update_if
 from mtlkeras.backend.tensorflow.selected_step import selected_step
 from mtlkeras.backend.tensorflow.sequential_step import sequential_step
 from mtlkeras.backend.tensorflow.simultaneous_step import simultaneous_step
-from mtlkeras.layers.running_task import running_task
 
 
 class TensorFlowMultiTaskTrainer:
@@ -70,26 +69,12 @@ class TensorFlowMultiTaskTrainer:
         """Predictions of the named outputs, running only what they need."""
         state = self._multi_task
         if state.structure.depends_on_task:
-            return self._forward_by_task(names, x)
+            return self._run_by_task(names, x, training=True)
         if state.structure.graph is None:
             y_pred = self._run(self, x, training=True)
             outputs = state.tasks.split(y_pred, "y_pred")
             return {name: outputs[name] for name in names}
         return self._run(state.structure.graph.part(names), x, training=True)
-
-    def _forward_by_task(self, names, x):
-        """As `_forward`, through layers that do something else for each task.
-
-        One pass for each task, in which such layers run for it.
-        """
-        graph = self._multi_task.structure.graph
-        order = self._multi_task.tasks.output_names
-        predictions = {}
-        for name in names:
-            with running_task(order.index(name)):
-                part = graph.part((name,))
-                predictions.update(self._run(part, x, training=True))
-        return predictions
 
     def _fuse_updates(self, optimizer):
         """Fused updates for containers of several clones, on one device."""
