@@ -21,7 +21,7 @@ help:
 	@echo "make test         run all tests"
 	@echo "make lint         check style and format (make format: mend them)"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
-	@echo "make benchmark    measure step times into benchmarks/ (40 minutes)"
+	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
 	@echo "make clean        remove what was built, but keep .venv"
 
 # `installed` holds what was installed from: file times alone mean nothing after
@@ -75,6 +75,7 @@ wheel-test: install
 benchmark: install
 	$(RUN) benchmarks/step_time.py
 	$(RUN) benchmarks/aggregators.py
+	$(RUN) benchmarks/balancers.py
 
 # Keeps .venv, which may be hard to get again; `rm -rf .venv` removes it.
 clean:
