@@ -49,8 +49,7 @@ class LossBalancer(keras.layers.Layer):
             `norms_at` says (`False`).
         per_task_arguments: Dict of the arguments that may be a number, a list
             or a dict by task name, with the value for tasks that a dict leaves
-            out (`{"offset": 0.0}`). Check them with `check_per_task`, read
-            them with `per_task`.
+            out (`{"offset": 0.0}`). `per_task(name)` gives an array of them.
         offset: What is added to losses that must be positive (`0`).
 
     Args:

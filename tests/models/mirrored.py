@@ -34,8 +34,9 @@ AGGREGATORS = {
 }
 # Learned by gradients, and by lengths of the tasks' gradients.
 BALANCERS = {
+    # By SGD: steps of Adam would not tell a gradient from twice that.
     "learned": lambda: mtlkeras.balancers.UncertaintyWeighting(
-        learning_rate=0.5
+        learning_rate=0.5, optimizer="sgd"
     ),
     "lengths": lambda: mtlkeras.balancers.GradNorm(),
 }
