@@ -85,7 +85,11 @@ def _of_graph(model, given):
     signature = signature_for(model.input)
     named = None
     if not isinstance(model.output, dict):
-        named = keras.Model(model.input, graph.outputs).__call__
+
+        def named(*args):
+            found = keras.tree.flatten(model(*args))
+            return dict(zip(graph.outputs, found, strict=True))
+
     return signature, named, endpoints
 
 

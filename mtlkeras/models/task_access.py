@@ -7,6 +7,7 @@ from mtlkeras.models.saved_model import export_saved_model
 from mtlkeras.models.task_graph import is_functional
 from mtlkeras.models.task_structure import depends_on_task
 from mtlkeras.models.task_summary import print_summary
+from mtlkeras.models.told_task import told_task
 
 
 class TaskAccess:
@@ -60,9 +61,9 @@ class TaskAccess:
         if names is None:
             return super().predict_step(data)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if depends_on_task(self) and is_functional(self):
-            return self._run_by_task(names, x, training=False)
         if is_functional(self):
+            if depends_on_task(self):
+                return self._run_by_task(names, x, training=False)
             return self._run(self._graph().part(names), x, training=False)
         outputs = self._run(self, x, training=False)
         check_names("tasks", names, self._as_dict(outputs))
@@ -72,8 +73,9 @@ class TaskAccess:
         """A plain Keras model of one task, which shares layers and weights.
 
         It has the same inputs and one output. It can be used, trained, saved
-        and exported by itself, and a file of it loads without mtlkeras. What
-        changes in the one model changes in the other.
+        and exported by itself, and a file of it loads without mtlkeras, unless
+        the model has layers of it. What changes in the one model changes in
+        the other.
 
         Args:
             name: Name of the task, or of an output without a loss.
@@ -82,8 +84,7 @@ class TaskAccess:
             A functional `keras.Model` that is not compiled.
 
         Raises:
-            ValueError: If the model has no such output, is not functional, or
-                has layers that do something else for each task.
+            ValueError: If the model has no such output, or is not functional.
 
         Example:
 
@@ -99,16 +100,12 @@ class TaskAccess:
         """
         outputs = self._named_outputs(f"task_model({name!r})")
         check_names("name", [name], outputs)
-        if depends_on_task(self):
-            raise ValueError(
-                "A model with layers that do something else for each task, "
-                "such as `RoamingMask`, has no plain model of one task. "
-                f"Received: name={name!r}. Use `predict(x, tasks=[{name!r}])`, "
-                "or `export(path)`, which writes a signature for every task."
-            )
         # The name of a task may be any string, that of a model may not.
         model_name = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_")
-        return keras.Model(self.input, outputs[name], name=model_name or None)
+        model = keras.Model(self.input, outputs[name], name=model_name or None)
+        if depends_on_task(model):
+            return told_task(model, list(outputs).index(name))
+        return model
 
     def with_task(self, name, output):
         """A model with one task more and with the same layers and weights.
@@ -127,7 +124,8 @@ class TaskAccess:
 
         Raises:
             ValueError: If the name is taken, the output is no KerasTensor of
-                this model's graph, or the model is not functional.
+                this model's graph, the model is not functional, or it has
+                layers that do something else for each task.
 
         Example:
 
@@ -140,6 +138,14 @@ class TaskAccess:
         ('a', 'b', 'c')
         """
         outputs = self._named_outputs("with_task")
+        if depends_on_task(self):
+            raise ValueError(
+                "A model with layers that do something else for each task, "
+                "such as `RoamingMask`, cannot have a task more: they were "
+                f"made for {len(outputs)}. Add the task to the model without "
+                "these layers, and put them in with "
+                "`MultiTaskModel.with_roaming`."
+            )
         if not isinstance(name, str) or not name or name in outputs:
             raise ValueError(
                 "Argument `name` must be a string that is not yet the name of "

@@ -6,6 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from nets import (
     TASKS,
     Subclassed,
@@ -268,6 +269,42 @@ def test_task_model_of_an_unknown_task():
     for model in (mlp(), compiled()):
         with pytest.raises(ValueError, match=r"left.*right.*\['up'\]"):
             model.task_model("up")
+
+
+# -- layers that depend on the task --------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["dict", "list"])
+def test_tasks_with_units_of_their_own(structure, tmp_path):
+    """Each task runs with its own mask, alone and exported, too."""
+    x, y = regression_data(rows=8)
+    stock = mlp(keras.Model, structure=structure, batch_norm=True)
+    model = MultiTaskModel.with_roaming(stock, 0.5, dense=True, seed=0)
+    expected = keras.tree.flatten(model(x))
+    names = model.task_names
+    for plain, masked in zip(
+        keras.tree.flatten(stock(x)), expected, strict=True
+    ):
+        assert np.abs(plain - masked).max() > 1e-3
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "model")).signatures
+    found = loaded["serving_default"](features=tf.constant(x))
+    for name, whole in zip(names, expected, strict=True):
+        alone = model.task_model(name)
+        alone.save(tmp_path / f"{name}.keras")
+        for values_of_task in (
+            model.predict(x, verbose=0, tasks=[name])[name],
+            alone(x),
+            keras.models.load_model(tmp_path / f"{name}.keras")(x),
+            found[name],
+            loaded[name](features=tf.constant(x))[name],
+        ):
+            np.testing.assert_allclose(
+                values_of_task, whole, rtol=1e-5, atol=1e-6
+            )
+        assert all(any(w is v for v in model.weights) for w in alone.weights)
+    with pytest.raises(ValueError, match="RoamingMask.*made for 3"):
+        with_new(model)
 
 
 # -- a task more ---------------------------------------------------------------
