@@ -17,6 +17,19 @@ def updated_state(model):
     ]
 
 
+def own_state(layer):
+    """A layer's non-trainable variables but for those of layers inside.
+
+    These may serve fewer tasks than the layer as a whole.
+    """
+    inside = {
+        id(v)
+        for inner in layer._flatten_layers(include_self=False)
+        for v in inner.non_trainable_variables
+    }
+    return [v for v in layer.non_trainable_variables if id(v) not in inside]
+
+
 def is_loss_scaled(optimizer, slot=None):
     """Whether overflows are handled inside the optimizer's `apply`."""
     clones = getattr(optimizer, "optimizers", None) or [optimizer]
@@ -33,18 +46,13 @@ class ForwardScope:
 
     def __init__(self, layers):
         self.layers = layers
-        self.variables = list(
-            {
-                id(v): v
-                for layer, _ in layers
-                for v in layer.non_trainable_variables
-            }.values()
-        )
-        self.tasks = {
-            id(v): tasks
+        state = {
+            id(v): (v, tasks)
             for layer, tasks in reversed(layers)
-            for v in layer.non_trainable_variables
+            for v in own_state(layer)
         }
+        self.variables = [v for v, _ in state.values()]
+        self.tasks = {key: tasks for key, (_, tasks) in state.items()}
         self._scope = keras.StatelessScope(collect_losses=True)
 
     def __enter__(self):
