@@ -348,6 +348,13 @@ LAYERS = [
     ),
 ]
 
+# One per class, for checks that take long.
+LAYER_KINDS = [
+    case
+    for position, case in enumerate(LAYERS)
+    if case.cls not in {earlier.cls for earlier in LAYERS[:position]}
+]
+
 # What each folder exports; the other folders are private.
 PUBLIC = {
     "aggregators": [

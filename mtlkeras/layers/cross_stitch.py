@@ -25,7 +25,8 @@ class CrossStitch(keras.layers.Layer):
 
     Args:
         self_weight: Float. Initial `A[i, i]`; the others in a row share
-            `1 - self_weight` evenly. Defaults to `0.9`.
+            `1 - self_weight` evenly. Defaults to `0.9`, as in the code of the
+            sluice networks.
         per_channel: Boolean. Whether every channel has a matrix of its own,
             else one for all. Defaults to `False`.
         num_subspaces: Integer that divides the number of channels. Defaults
@@ -54,8 +55,8 @@ class CrossStitch(keras.layers.Layer):
     >>> keras.ops.convert_to_numpy(right)
     array([[1., 5.]], dtype=float32)
 
-    Departures: the paper gives the mixing weights a learning rate of their
-    own, larger than that of the networks; Keras has one rate per optimizer.
+    Departures: the paper gives the mixing weights a larger learning rate than
+    the networks; here they have the same, unless the optimizer says otherwise.
     Sluice networks also penalize overlapping subspaces and start them
     otherwise; this layer has their matrix only.
 

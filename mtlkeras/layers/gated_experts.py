@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from mtlkeras.layers.mean_over_positions import mean_over_positions
 from mtlkeras.layers.shapes import are_equal, is_shape
 
 
@@ -115,6 +116,16 @@ class GatedExperts(keras.layers.Layer):
             return [tuple(input_shape)] * len(self.split(None))
         return [tuple(shape) for shape in self.split(input_shape)]
 
+    def find_positions(self, input_shape):
+        """Where each stream stands among the flattened inputs."""
+        count = len(self.split(None))
+        if is_shape(input_shape):
+            return (0,) * count
+        if isinstance(input_shape, dict):
+            names = keras.tree.flatten({name: name for name in input_shape})
+            return tuple(names.index(name) for name in self.stream_names)
+        return tuple(range(count))
+
     def pack(self, values):
         """One value per gate as the structure of the outputs."""
         if self.output_names is None:
@@ -125,14 +136,7 @@ class GatedExperts(keras.layers.Layer):
 
     def build(self, input_shape):
         shapes = self.split_shapes(input_shape)
-        # Where each stream stands among the flattened inputs.
-        streams = list(range(len(shapes)))
-        if isinstance(input_shape, dict):
-            names = keras.tree.flatten({name: name for name in input_shape})
-            streams = [names.index(name) for name in self.stream_names]
-        elif is_shape(input_shape):
-            streams = [0] * len(shapes)
-        self.stream_positions = tuple(streams)
+        self.stream_positions = self.find_positions(input_shape)
         for expert, stream in zip(
             self.experts, self.expert_streams, strict=True
         ):
@@ -186,6 +190,14 @@ class GatedExperts(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         shapes = self.split_shapes(input_shape)
+        positions = self.find_positions(input_shape)
+        if self.built and positions != self.stream_positions:
+            raise ValueError(
+                f"{type(self).__name__} was built for another structure of "
+                "inputs and must be called on that: which task depends on what "
+                f"follows from it. Received inputs of shapes {input_shape}. "
+                "Use a layer of its own."
+            )
         outputs = [
             self._output_shape(expert, shapes[stream])
             for expert, stream in zip(
@@ -266,20 +278,3 @@ def check_tasks(tasks):
         "Argument `tasks` must be a positive number or a list of different "
         f"names. Received: tasks={tasks!r}"
     )
-
-
-def mean_over_positions(x, mask):
-    """`[batch, ..., features]` -> `[batch, features]`, without masked ones."""
-    rank = len(x.shape)
-    if rank == 2:
-        return x
-    if mask is None:
-        return ops.mean(x, axis=tuple(range(1, rank - 1)))
-    rank_of_mask = len(mask.shape)
-    if rank_of_mask < rank - 1:
-        x = ops.mean(x, axis=tuple(range(rank_of_mask, rank - 1)))
-    axes = tuple(range(1, rank_of_mask))
-    mask = ops.expand_dims(ops.cast(mask, x.dtype), -1)
-    kept = ops.mean(mask, axis=axes)
-    kept = ops.where(kept > 0, kept, ops.ones_like(kept))
-    return ops.mean(x * mask, axis=axes) / kept

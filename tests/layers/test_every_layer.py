@@ -7,12 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import LAYERS
+from cases import LAYER_KINDS, LAYERS
 from nets import Opaque, assert_same_bits, regression_data, values
 
 from mtlkeras import MultiTaskModel
 
 EVERY = pytest.mark.parametrize("case", LAYERS, ids=repr)
+EVERY_KIND = pytest.mark.parametrize("case", LAYER_KINDS, ids=repr)
 PAIR = ("left", "right")
 
 
@@ -58,11 +59,11 @@ def network(case, cls=MultiTaskModel, seed=0):
     return model
 
 
-def train(model, strategy=None, rows=16, **arguments):
+def train(model, strategy=None, batches=1, **arguments):
     """An epoch of batches of 8 rows; returns the history."""
     inner = model.inner if isinstance(model, Opaque) else model
     names = tuple(inner.output)
-    x, y = regression_data(names, rows=rows)
+    x, y = regression_data(names, rows=8 * batches)
     if strategy is not None:
         arguments["strategy"] = strategy
     model.compile(
@@ -232,6 +233,24 @@ def test_masks_pass_through(case):
 
 
 @EVERY
+def test_masks_pass_through_a_functional_model(case):
+    mask = np.array([[True, True, False], [True, False, False]])
+    symbols = case.map_inputs(lambda channels: keras.Input((3, channels)))
+    outputs = case.layer()(
+        keras.tree.map_structure(keras.layers.Masking(-1.0), symbols)
+    )
+    for output in keras.tree.flatten(outputs):
+        assert output._keras_mask is not None
+    model = keras.Model(keras.tree.flatten(symbols), outputs)
+    inputs = [
+        np.where(mask[..., None], x, -1.0)
+        for x in keras.tree.flatten(case.inputs(2, (3,)))
+    ]
+    for output in keras.tree.flatten(model(inputs)):
+        np.testing.assert_array_equal(output._keras_mask, mask)
+
+
+@EVERY
 def test_no_mask_without_one(case):
     for output in keras.tree.flatten(case.layer()(case.inputs(2, (3,)))):
         assert getattr(output, "_keras_mask", None) is None
@@ -240,10 +259,10 @@ def test_no_mask_without_one(case):
 # -- in a MultiTaskModel -------------------------------------------------------
 
 
-@EVERY
+@EVERY_KIND
 def test_joint_is_stock_keras(case):
     stock, mine = network(case, keras.Model), network(case)
-    expected, history = train(stock), train(mine, "joint")
+    expected, history = train(stock, None, 2), train(mine, "joint", 2)
     assert_same_bits(values(mine.weights), values(stock.weights))
     assert history == expected
 
@@ -278,7 +297,7 @@ def test_tasks_train_what_their_gradients_reach(case):
         assert (np.array(v) != old).any(), v.path
 
 
-@EVERY
+@EVERY_KIND
 def test_half_precision_training(case):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -286,7 +305,7 @@ def test_half_precision_training(case):
     finally:
         keras.config.set_dtype_policy("float32")
     before = values(model.trainable_variables)
-    history = train(model, "alternating", rows=8)
+    history = train(model, "alternating")
     assert np.isfinite(history["loss"]).all()
     for v, old in zip(model.trainable_variables, before, strict=True):
         assert v.dtype == "float32"

@@ -46,13 +46,15 @@ class ForwardScope:
 
     def __init__(self, layers):
         self.layers = layers
-        state = {
-            id(v): (v, tasks)
-            for layer, tasks in reversed(layers)
-            for v in own_state(layer)
+        state = [(own_state(layer), tasks) for layer, tasks in layers]
+        self.variables = list(
+            {id(v): v for variables, _ in state for v in variables}.values()
+        )
+        self.tasks = {
+            id(v): tasks
+            for variables, tasks in reversed(state)
+            for v in variables
         }
-        self.variables = [v for v, _ in state.values()]
-        self.tasks = {key: tasks for key, (_, tasks) in state.items()}
         self._scope = keras.StatelessScope(collect_losses=True)
 
     def __enter__(self):
