@@ -2,13 +2,15 @@
 
 To add a strategy, add a line to `STRATEGIES` (for the tasks of `nets.TASKS`)
 and its name to `PUBLIC`; an aggregator, a line to `AGGREGATORS`, or a balancer,
-one to `BALANCERS` (both for three tasks), and its name to `PUBLIC`.
+one to `BALANCERS` (both for three tasks), and its name to `PUBLIC`; a layer, a
+line to `LAYERS` with the number of channels of its inputs and its name to
+`PUBLIC`.
 """
 
 import keras
 import numpy as np
 
-from mtlkeras import aggregators, balancers, strategies
+from mtlkeras import aggregators, balancers, layers, strategies
 
 
 class Case:
@@ -312,6 +314,45 @@ class BalancerCase:
         )
         return balancer
 
+
+class LayerCase:
+    """A layer to test, and what it takes.
+
+    Args:
+        layer: The layer, not built.
+        channels: Number of channels of its input, or a list or dict of them.
+        id: String for pytest. Defaults to the name of the layer's file.
+    """
+
+    def __init__(self, layer, channels, id=None):
+        # Serialized, since a layer remembers the inputs it is built for.
+        self.config = keras.saving.serialize_keras_object(layer)
+        self.cls = type(layer)
+        self.channels = channels
+        self.id = id or self.cls.__module__.rpartition(".")[2]
+
+    def layer(self, **arguments):
+        """A new layer.
+
+        Args:
+            **arguments: In place of those of the case, as `dtype`.
+        """
+        config = {**self.config["config"], "name": None, **arguments}
+        return self.cls.from_config(config)
+
+    def map_inputs(self, function):
+        """`function(channels)` for each input, in the inputs' structure."""
+        return keras.tree.map_structure(function, self.channels)
+
+    def inputs(self, batch_size=4, positions=(), seed=0):
+        """Arrays with values in (0, 1)."""
+        rng = np.random.default_rng(seed)
+        return self.map_inputs(
+            lambda channels: rng.uniform(
+                0.05, 0.95, (batch_size, *positions, channels)
+            ).astype("float32")
+        )
+
     def __repr__(self):
         return self.id
 
@@ -384,6 +425,53 @@ BALANCERS = [
 
 BALANCER = {case.id: case for case in BALANCERS}
 
+
+def dense(units):
+    return keras.layers.Dense(units, activation="tanh")
+
+
+PAIR = ["left", "right"]
+
+LAYERS = [
+    LayerCase(layers.ChannelGate(budget=0.25), [6, 6]),
+    LayerCase(layers.ConversionProduct(), [2, 2]),
+    LayerCase(layers.ConversionProduct(True), [2, 2, 2], "conversion_logits"),
+    LayerCase(layers.CrossStitch(), {"left": 6, "right": 6}),
+    LayerCase(layers.CrossStitch(0.5, True, 2), [6, 6, 6], "cross_stitch_all"),
+    LayerCase(layers.CustomizedGateControl(PAIR, 2, 1, units=4), 6),
+    LayerCase(
+        layers.CustomizedGateControl(
+            2,
+            [[dense(4)], [dense(4), dense(4)]],
+            [dense(4)],
+            shared_output=True,
+            per_position=True,
+        ),
+        [6, 3, 5],
+        "customized_gate_control_layers",
+    ),
+    LayerCase(layers.GradientReversal(0.5), 6),
+    LayerCase(layers.MixtureOfExperts(PAIR, 3, units=4), 6),
+    LayerCase(
+        layers.MixtureOfExperts(3, [dense(4), dense(4)], per_position=True),
+        6,
+        "mixture_of_experts_layers",
+    ),
+    LayerCase(layers.TaskAttention(), [6, 3, 4]),
+    LayerCase(
+        layers.TaskAttention(units=3, activation="tanh", batch_norm=False),
+        6,
+        "task_attention_alone",
+    ),
+]
+
+# One per class, for checks that take long.
+LAYER_KINDS = [
+    case
+    for position, case in enumerate(LAYERS)
+    if case.cls not in {earlier.cls for earlier in LAYERS[:position]}
+]
+
 # What each folder exports; the other folders are private.
 PUBLIC = {
     "aggregators": [
@@ -436,7 +524,17 @@ PUBLIC = {
         "TaskWeightScheduler",
     ],
     "datasets": ["from_tfds", "interleave", "multi_digits", "scenes", "zip"],
-    "layers": ["RoamingMask", "TaskBatchNormalization"],
+    "layers": [
+        "ChannelGate",
+        "ConversionProduct",
+        "CrossStitch",
+        "CustomizedGateControl",
+        "GradientReversal",
+        "MixtureOfExperts",
+        "RoamingMask",
+        "TaskAttention",
+        "TaskBatchNormalization",
+    ],
     "losses": ["MaskedLoss"],
     "metrics": ["delta_m", "hypervolume", "mean_rank"],
     "models": ["FunctionalMultiTaskModel", "MultiTaskModel"],

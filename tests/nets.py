@@ -64,6 +64,17 @@ class Subclassed(mtlkeras.MultiTaskModel):
         return {task: head(x) for task, head in self.heads.items()}
 
 
+class Opaque(mtlkeras.MultiTaskModel):
+    """The layers of a model behind a `call`, so that no graph is known."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x, training=False):
+        return self.inner(x, training=training)
+
+
 def regression_data(tasks=TASKS, rows=48, features=6, seed=0, dtype="float32"):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, features)).astype(dtype)

@@ -8,7 +8,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from cases import PUBLIC, STRATEGIES, WITHOUT_ID
+from cases import LAYERS, PUBLIC, STRATEGIES, WITHOUT_ID
 
 import mtlkeras
 from mtlkeras import strategies
@@ -74,6 +74,13 @@ def test_every_strategy_has_a_case():
                 if case.id.startswith(name)
             )
         )
+
+
+def test_every_layer_has_a_case():
+    tested = {case.cls.__name__ for case in LAYERS}
+    assert tested == set(PUBLIC["layers"])
+    ids = [case.id for case in LAYERS]
+    assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("folder", PUBLIC)

@@ -8,7 +8,8 @@ class TaskGraph:
 
     Walks the graph back from each output and keeps which operations and which
     variables it reaches; into nested functional models, too, where only the
-    used outputs count. Gives for any set of outputs the sub-model that
+    used outputs count, and through a layer with a `reach_of_output` method,
+    only to what that names. Gives for any set of outputs the sub-model that
     computes them and nothing else, and the cut between the part that several
     groups of outputs share and the heads.
 
@@ -21,25 +22,23 @@ class TaskGraph:
         self.model = model
         self.outputs = outputs
         self._parts = {}
-        self.operations = {}  # output name -> list of leaf operations
+        self._layers = {}  # output name -> list of layers
         self._nodes = {}  # output name -> {id(node): node} at the top level
-        self.variable_ids = {}
+        self.variable_ids = {}  # those that its gradient reaches
         for name, tensor in outputs.items():
-            walk = _Walk(model)
-            walk.visit(tensor)
-            self.operations[name] = list(walk.operations.values())
-            self._nodes[name] = walk.nodes
-            self.variable_ids[name] = {
-                id(v)
-                for operation in self._trained(tensor)
-                for v in getattr(operation, "variables", ())
-            }
+            run = _Walk(model, whole_operations=True)
+            run.visit(tensor)
+            self._nodes[name] = run.nodes
+            used = _Walk(model)
+            used.visit(tensor)
+            self._layers[name] = used.layers()
+            trained = _Walk(model, through_stop_gradient=False)
+            trained.visit(tensor)
+            self.variable_ids[name] = trained.variable_ids
 
-    def _trained(self, tensor):
-        """Leaf operations through which a gradient of the output flows."""
-        walk = _Walk(self.model, through_stop_gradient=False)
-        walk.visit(tensor)
-        return walk.operations.values()
+    def layers(self, name):
+        """The layers that the output depends on, nested ones included."""
+        return self._layers[name]
 
     def part(self, names):
         """The functional sub-model that computes the named outputs."""
@@ -198,14 +197,41 @@ def _as_called_now(operation):
 
 
 class _Walk:
-    """Collects what a tensor depends on."""
+    """Collects what a tensor depends on.
 
-    def __init__(self, model, through_stop_gradient=True):
+    Args:
+        model: A functional Keras model.
+        whole_operations: Whether an operation needs all of its inputs, as it
+            does to run, even if the tensor depends on some of them only.
+            Defaults to `False`.
+        through_stop_gradient: Defaults to `True`.
+    """
+
+    def __init__(
+        self, model, whole_operations=False, through_stop_gradient=True
+    ):
         self.inputs = {id(tensor) for tensor in model.inputs}
+        self.whole_operations = whole_operations
         self.through_stop_gradient = through_stop_gradient
         self.nodes = {}
         self.operations = {}
+        self.variable_ids = set()
         self._seen = set()
+
+    def layers(self):
+        """The layers met, but for parts that only other outputs use."""
+        found = {}
+        for operation in self.operations.values():
+            if not isinstance(operation, keras.layers.Layer):
+                continue
+            for layer in operation._flatten_layers():
+                if not _names_reach(operation) or self._meets(layer):
+                    found[id(layer)] = layer
+        return list(found.values())
+
+    def _meets(self, layer):
+        ids = {id(v) for v in layer.variables}
+        return not ids or bool(ids & self.variable_ids)
 
     def visit(self, tensor):
         """Visits the top-level graph, iteratively: graphs may be deep."""
@@ -224,17 +250,26 @@ class _Walk:
                 continue
             if is_functional(operation):
                 used = self._visit_nested(operation, tensor_index)
-                flat = node.input_tensors
-                pending.extend(flat[i] for i in used)
             else:
-                self.operations[id(operation)] = operation
-                pending.extend(node.input_tensors)
+                used = self._visit_operation(operation, tensor_index)
+            flat = node.input_tensors
+            pending.extend(flat if used is None else [flat[i] for i in used])
+
+    def _visit_operation(self, operation, output_index):
+        """Returns the inputs that the output uses, `None` for all."""
+        self.operations[id(operation)] = operation
+        used, variables = None, getattr(operation, "variables", ())
+        if _names_reach(operation):
+            used, variables = operation.reach_of_output(output_index)
+        self.variable_ids |= {id(v) for v in variables}
+        return None if self.whole_operations else used
 
     def _visit_nested(self, model, output_index):
         """Visits a nested functional model; returns the inputs it used."""
-        inner = _Walk(model, self.through_stop_gradient)
+        inner = _Walk(model, self.whole_operations, self.through_stop_gradient)
         inner.visit(model.outputs[output_index])
         self.operations.update(inner.operations)
+        self.variable_ids |= inner.variable_ids
         return [
             i
             for i, tensor in enumerate(model.inputs)
@@ -246,6 +281,11 @@ def is_functional(operation):
     return isinstance(operation, keras.Function) and isinstance(
         operation, keras.Model
     )
+
+
+def _names_reach(operation):
+    """Whether a layer says which of its parts an output depends on."""
+    return hasattr(operation, "reach_of_output")
 
 
 def _stops_gradient(operation):

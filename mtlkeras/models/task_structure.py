@@ -79,13 +79,8 @@ class TaskStructure:
         """List of `(layer, tuple of tasks)`."""
         layers = {}
         for name in self.tasks.names:
-            for operation in self.graph.operations[name]:
-                if not isinstance(operation, keras.layers.Layer):
-                    continue
-                for layer in operation._flatten_layers():
-                    users = layers.setdefault(id(layer), (layer, []))[1]
-                    if name not in users:
-                        users.append(name)
+            for layer in self.graph.layers(name):
+                layers.setdefault(id(layer), (layer, []))[1].append(name)
         return [(layer, tuple(users)) for layer, users in layers.values()]
 
     def _layers_by_variables(self, model):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from nets import (
     TASKS,
+    Opaque,
     Subclassed,
     assert_same_bits,
     losses,
@@ -46,17 +47,6 @@ def train(model, x, y, strategy="alternating", loss=None, **arguments):
         for v in model.variables
         if id(v) not in before or (np.array(v) != before[id(v)]).any()
     }
-
-
-class Opaque(MultiTaskModel):
-    """The same layers behind a `call`, so that no graph is known."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def call(self, x, training=False):
-        return self.inner(x, training=training)
 
 
 STRATEGIES = ("alternating", "round_robin", "multi_adaptive")

@@ -17,6 +17,19 @@ def updated_state(model):
     ]
 
 
+def own_state(layer):
+    """A layer's non-trainable variables but for those of layers inside.
+
+    These may serve fewer tasks than the layer as a whole.
+    """
+    inside = {
+        id(v)
+        for inner in layer._flatten_layers(include_self=False)
+        for v in inner.non_trainable_variables
+    }
+    return [v for v in layer.non_trainable_variables if id(v) not in inside]
+
+
 def is_loss_scaled(optimizer, slot=None):
     """Whether overflows are handled inside the optimizer's `apply`."""
     clones = getattr(optimizer, "optimizers", None) or [optimizer]
@@ -33,12 +46,9 @@ class ForwardScope:
 
     def __init__(self, layers):
         self.layers = layers
+        state = [(own_state(layer), tasks) for layer, tasks in layers]
         self.variables = list(
-            {
-                id(v): v
-                for layer, _ in layers
-                for v in layer.non_trainable_variables
-            }.values()
+            {id(v): v for variables, _ in state for v in variables}.values()
         )
         # Rows of state that belong to one task: every sub-step has its own.
         self.by_task = {
@@ -49,8 +59,8 @@ class ForwardScope:
         }
         self.tasks = {
             id(v): tasks
-            for layer, tasks in reversed(layers)
-            for v in layer.non_trainable_variables
+            for variables, tasks in reversed(state)
+            for v in variables
         }
         self._scope = keras.StatelessScope(collect_losses=True)
 
