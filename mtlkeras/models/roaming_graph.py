@@ -59,8 +59,8 @@ class RoamingGraph:
         graph = TaskGraph(model, outputs)
         users = {}
         for name in outputs:
-            for operation in graph.operations[name]:
-                users.setdefault(id(operation), set()).add(name)
+            for layer in graph.layers(name):
+                users.setdefault(id(layer), set()).add(name)
         self.shared = {key for key, names in users.items() if len(names) > 1}
         self.count = 0  # masks so far
         new = self._masked(model)
