@@ -192,7 +192,7 @@ class LossBalancer(keras.layers.Layer):
 
     def per_task(self, name):
         """One of `per_task_arguments` as an array `[num_tasks]`, or `None`."""
-        default = self.per_task_arguments[name]
+        default = self.per_task_arguments.get(name, 0.0)
         return values_per_task(name, getattr(self, name), self, default)
 
     def shifted(self, task_losses):
