@@ -52,10 +52,21 @@ class TaskGraph:
         return self._parts[names]
 
     def inputs_of(self, name):
-        """The model's inputs that an output needs, in order."""
-        nodes = self._nodes[name].values()
-        reached = {id(tensor) for node in nodes for tensor in node.outputs}
-        return [t for t in self.model.inputs if id(t) in reached]
+        """The model's inputs that it takes to run for an output, in order.
+
+        A nested model takes all of its inputs, whatever the output uses.
+        """
+        inputs = {id(tensor) for tensor in self.model.inputs}
+        seen, waiting = {}, [self.outputs[name]]
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in seen:
+                continue
+            seen[id(tensor)] = tensor
+            if id(tensor) not in inputs:
+                operation, index, _ = tensor._keras_history
+                waiting += operation._inbound_nodes[index].input_tensors
+        return [t for t in self.model.inputs if id(t) in seen]
 
     def last_layers(self, tensors):
         """The last layers with trainable variables before some tensors."""

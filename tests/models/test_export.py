@@ -157,6 +157,38 @@ def test_a_signature_holds_only_what_its_task_needs(tmp_path):
         assert len(loaded.signatures[name].variables) == 6
 
 
+def test_a_nested_model_takes_all_of_its_inputs(tmp_path):
+    """While each of its outputs depends on one of them."""
+    first, second = keras.Input((6,)), keras.Input((4,))
+    inner = keras.Model([first, second], [Dense(3)(first), Dense(3)(second)])
+    image, text = (
+        keras.Input((6,), name="image"),
+        keras.Input((4,), name="text"),
+    )
+    rest = keras.Input((2,), name="rest")
+    a, b = inner([image, text])
+    model = MultiTaskModel(
+        [image, text, rest],
+        {"left": Dense(1)(a), "right": Dense(1)(b), "middle": Dense(1)(rest)},
+    )
+    model.export(tmp_path, verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path)).signatures
+    x, _ = regression_data(rows=3)
+    given = {"image": x, "text": x[:, :4], "rest": x[:, :2]}
+    expected = model(list(given.values()))
+    for name, inputs in (
+        ("left", {"image", "text"}),
+        ("right", {"image", "text"}),
+        ("middle", {"rest"}),
+    ):
+        _, specs = loaded[name].structured_input_signature
+        assert set(specs) == inputs
+        found = loaded[name](**{key: tf.constant(given[key]) for key in inputs})
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=1e-5, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize(
     ("structure", "is_compiled"),
     [("dict", False), ("dict", True), ("list", True), ("single", False)],
