@@ -7,6 +7,8 @@ line to `LAYERS` with the number of channels of its inputs and its name to
 `PUBLIC`.
 """
 
+import functools
+
 import keras
 import numpy as np
 
@@ -319,17 +321,23 @@ class LayerCase:
     """A layer to test, and what it takes.
 
     Args:
-        layer: The layer, not built.
+        cls: Its class.
         channels: Number of channels of its input, or a list or dict of them.
         id: String for pytest. Defaults to the name of the layer's file.
+        **arguments: Of the layer.
     """
 
-    def __init__(self, layer, channels, id=None):
-        # Serialized, since a layer remembers the inputs it is built for.
-        self.config = keras.saving.serialize_keras_object(layer)
-        self.cls = type(layer)
+    def __init__(self, cls, channels, id=None, **arguments):
+        self.cls = cls
         self.channels = channels
-        self.id = id or self.cls.__module__.rpartition(".")[2]
+        self.id = id or cls.__module__.rpartition(".")[2]
+        self.arguments = arguments
+
+    @functools.cached_property
+    def config(self):
+        # Not before it is needed: a layer may make variables at once, and
+        # importing this file must not start TensorFlow.
+        return self.cls(**self.arguments).get_config()
 
     def layer(self, **arguments):
         """A new layer.
@@ -337,8 +345,7 @@ class LayerCase:
         Args:
             **arguments: In place of those of the case, as `dtype`.
         """
-        config = {**self.config["config"], "name": None, **arguments}
-        return self.cls.from_config(config)
+        return self.cls.from_config({**self.config, "name": None, **arguments})
 
     def map_inputs(self, function):
         """`function(channels)` for each input, in the inputs' structure."""
@@ -433,35 +440,59 @@ def dense(units):
 PAIR = ["left", "right"]
 
 LAYERS = [
-    LayerCase(layers.ChannelGate(budget=0.25), [6, 6]),
-    LayerCase(layers.ConversionProduct(), [2, 2]),
-    LayerCase(layers.ConversionProduct(True), [2, 2, 2], "conversion_logits"),
-    LayerCase(layers.CrossStitch(), {"left": 6, "right": 6}),
-    LayerCase(layers.CrossStitch(0.5, True, 2), [6, 6, 6], "cross_stitch_all"),
-    LayerCase(layers.CustomizedGateControl(PAIR, 2, 1, units=4), 6),
+    LayerCase(layers.ChannelGate, [6, 6], budget=0.25),
+    LayerCase(layers.ConversionProduct, [2, 2]),
     LayerCase(
-        layers.CustomizedGateControl(
-            2,
-            [[dense(4)], [dense(4), dense(4)]],
-            [dense(4)],
-            shared_output=True,
-            per_position=True,
-        ),
+        layers.ConversionProduct,
+        [2, 2, 2],
+        "conversion_product_logits",
+        from_logits=True,
+    ),
+    LayerCase(layers.CrossStitch, {"left": 6, "right": 6}),
+    LayerCase(
+        layers.CrossStitch,
+        [6, 6, 6],
+        "cross_stitch_all",
+        self_weight=0.5,
+        per_channel=True,
+        num_subspaces=2,
+    ),
+    LayerCase(
+        layers.CustomizedGateControl,
+        6,
+        tasks=PAIR,
+        task_experts=2,
+        shared_experts=1,
+        units=4,
+    ),
+    LayerCase(
+        layers.CustomizedGateControl,
         [6, 3, 5],
         "customized_gate_control_layers",
+        tasks=2,
+        task_experts=[[dense(4)], [dense(4), dense(4)]],
+        shared_experts=[dense(4)],
+        shared_output=True,
+        per_position=True,
     ),
-    LayerCase(layers.GradientReversal(0.5), 6),
-    LayerCase(layers.MixtureOfExperts(PAIR, 3, units=4), 6),
+    LayerCase(layers.GradientReversal, 6, factor=0.5),
+    LayerCase(layers.MixtureOfExperts, 6, tasks=PAIR, experts=3, units=4),
     LayerCase(
-        layers.MixtureOfExperts(3, [dense(4), dense(4)], per_position=True),
+        layers.MixtureOfExperts,
         6,
         "mixture_of_experts_layers",
+        tasks=3,
+        experts=[dense(4), dense(4)],
+        per_position=True,
     ),
-    LayerCase(layers.TaskAttention(), [6, 3, 4]),
+    LayerCase(layers.TaskAttention, [6, 3, 4]),
     LayerCase(
-        layers.TaskAttention(units=3, activation="tanh", batch_norm=False),
+        layers.TaskAttention,
         6,
         "task_attention_alone",
+        units=3,
+        activation="tanh",
+        batch_norm=False,
     ),
 ]
 

@@ -192,7 +192,6 @@ def train(model, strategy, **arguments):
 @pytest.mark.parametrize(
     ("strategy", "aggregator"),
     [
-        ("round_robin", None),
         (mtlkeras.strategies.RandomGroups(2, "step", seed=0), None),
         ("joint", "upgrad"),
     ],
