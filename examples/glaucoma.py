@@ -226,12 +226,12 @@ def plot(pictures, y, found, ratio, kind, path):
 
     # As many with as without glaucoma, in the order of the test set.
     label = y["glaucoma"][:, 0]
-    shown = [*np.flatnonzero(label == 0)[:4], *np.flatnonzero(label == 1)[:4]]
-    figure, axes = plt.subplots(2, 4, figsize=(9, 5.4), layout="constrained")
+    shown = [*np.flatnonzero(label == 0)[:3], *np.flatnonzero(label == 1)[:3]]
+    figure, axes = plt.subplots(2, 3, figsize=(8, 6), layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, i in zip(axes.flat, shown, strict=False):
-        axis.imshow(pictures[i])
+        axis.imshow(pictures[i], interpolation="nearest")
         for task, color in (("disc", "#00e5ff"), ("cup", "#ffffff")):
             for values, style in ((y, "dotted"), (found, "solid")):
                 mask = values[task][i, ..., 0]
@@ -256,7 +256,7 @@ def plot(pictures, y, found, ratio, kind, path):
         "fovea (+)",
         fontsize=10,
     )
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
