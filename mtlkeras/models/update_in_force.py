@@ -46,9 +46,7 @@ class UpdateInForce:
 
     def without_state(self):
         """The same update with nothing that a strategy has measured."""
-        return dataclasses.replace(
-            self, strategy=self.strategy.without_state()
-        )
+        return dataclasses.replace(self, strategy=self.strategy.without_state())
 
     def check(self, task_names):
         """Whether strategy, aggregator, balancer and tasks go together.

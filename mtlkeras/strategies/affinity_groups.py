@@ -78,12 +78,15 @@ class AffinityGroups(UpdateStrategy):
 
     Example:
 
-    >>> model = mtlkeras.MultiTaskModel.from_model(
-    ...     keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    ... )
-    >>> model.compile("sgd", "mse", strategy=AffinityGroups(seed=0))
-    >>> model.update_strategy.affinity
-    array([[0.]])
+    >>> inputs = keras.Input((4,))
+    >>> trunk = keras.layers.Dense(8)(inputs)
+    >>> outputs = {n: keras.layers.Dense(1)(trunk) for n in ("left", "right")}
+    >>> model = mtlkeras.MultiTaskModel(inputs, outputs)
+    >>> model.compile("sgd", "mse", strategy="affinity_groups")
+    >>> model.update_strategy.groups
+    (('left',), ('right',))
+    >>> model.update_strategy.affinity.shape
+    (2, 2)
 
     References:
         - [Jeong and Yoon, 2025: Selective Task Group Updates for Multi-Task

@@ -54,7 +54,8 @@ def train(case, epochs=2, dropout=0.1, **options):
     history = model.fit(
         x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0
     )
-    state = nets.values(model.variables + model.optimizer.variables)
+    measured = getattr(model.update_strategy.state, "variables", [])
+    state = nets.values(model.variables + model.optimizer.variables + measured)
     return state, history.history
 
 
