@@ -382,6 +382,25 @@ def test_a_subclass_that_meets_its_data_in_training():
     assert sorted(sum(groups, ())) == sorted(nets.TASKS)
 
 
+def test_a_bad_label_reaches_no_other_task_of_a_subclass():
+    """Its loss is measured in every sub-step, and has a gradient of NaN."""
+    states = []
+    for bad in (np.inf, np.nan):
+        x, y = nets.regression_data(rows=8)
+        y["middle"][...] = bad
+        model = nets.Subclassed()
+        keras.utils.set_random_seed(0)
+        model(x)
+        in_force(AffinityGroups(0.5, seed=0), model=model, run_eagerly=True)
+        model.train_on_batch(x, y)
+        affinity = model.update_strategy.affinity
+        states.append(nets.values(model.weights) + [affinity])
+    nets.assert_same_bits(*states)
+    assert not affinity[1].any()
+    assert not affinity[:, 1].any()
+    assert np.count_nonzero(affinity) == 4
+
+
 def test_losses_after_the_last_step_are_measured():
     """One batch by hand: each row is what the task's own step did."""
     x, y = nets.regression_data(rows=8)
