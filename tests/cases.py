@@ -28,7 +28,12 @@ class Case:
             return strategies.get(self.given)
         return type(self.given).from_config(self.given.get_config())
 
-    def visits(self, task_names, step, draw=0):
+    @property
+    def measures(self):
+        """Whether a batch ends with a forward pass that trains nothing."""
+        return self.strategy().regroups == "measured"
+
+    def visits(self, task_names, step, draw=0, groups=None):
         """`(group index, task names)` in the order that batch `step` visits.
 
         Args:
@@ -36,10 +41,19 @@ class Case:
             step: Number of the batch.
             draw: The batch number at the last epoch's end, for strategies that
                 draw groups once per epoch.
+            groups: Tuple of tuples of task names, for strategies that measure
+                which tasks go together. Defaults to `None`: before they did.
         """
         strategy = self.strategy()
         strategy.bind(task_names)
-        groups = strategy.task_groups(task_names)
+        groups = groups or strategy.task_groups(task_names)
+        if strategy.regroups == "measured":
+            # A group's slots are those of its first task.
+            return [
+                (task_names.index(groups[k][0]), groups[k])
+                for k in map(int, strategy.order_groups(step))
+                if k < len(groups)
+            ]
         if strategy.regroups != "never":
             draw = step if strategy.regroups == "step" else draw
             assigned = keras.ops.convert_to_numpy(strategy.assign_groups(draw))
@@ -63,6 +77,16 @@ class Case:
 
 
 STRATEGIES = [
+    Case(
+        strategies.AffinityGroups(0.5, 2, 3, preference=0.3, seed=0),
+        "affinity_groups",
+    ),
+    Case(
+        strategies.AffinityGroups(
+            0.5, 0, preference="median", task_slots=True, seed=1
+        ),
+        "affinity_groups_slots",
+    ),
     Case("joint"),
     Case("alternating"),
     Case(strategies.Alternating(shuffle=True, seed=1), "alternating_shuffled"),
@@ -579,6 +603,7 @@ PUBLIC = {
         "task_weights",
     ],
     "strategies": [
+        "AffinityGroups",
         "Alternating",
         "Grouped",
         "Joint",

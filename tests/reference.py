@@ -5,6 +5,7 @@ for the history: the rules written down a second time, one operation after the
 other, on the labelled rows alone.
 """
 
+import affinity
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,6 +32,11 @@ class Reference:
         self.strategy = case.strategy()
         self.optimizers = {}
         self.step = self.draw = 0
+        self.groups = None
+        self.measures = self.strategy.regroups == "measured"
+        if self.measures:
+            self.groups = tuple((name,) for name in self.tasks)
+            self.affinity = np.zeros((len(self.tasks), len(self.tasks)))
         self.begin_epoch()
 
     def begin_epoch(self):
@@ -41,6 +47,8 @@ class Reference:
     def end_epoch(self):
         """The epoch's logs, as Keras would name them."""
         self.draw = self.step
+        if self.measures and self.strategy.regroup == "epoch":
+            self._form_groups()
         logs = {}
         for name in self.tasks:
             ran = self.squared[name]
@@ -63,7 +71,7 @@ class Reference:
         visits = [
             (slot, names, [n for n in names if not np.isnan(y[n]).all()])
             for slot, names in self.case.visits(
-                self.tasks, self.step, self.draw
+                self.tasks, self.step, self.draw, self.groups
             )
         ]
         visits = [visit for visit in visits if visit[2]]
@@ -75,7 +83,34 @@ class Reference:
                 self._apply(visit, gradients)
             return
         for visit in visits:
+            before = self._losses(x, y) if self.measures else None
             self._apply(visit, self._gradients(x, y, visit, visits))
+            if self.measures:
+                self.affinity = affinity.credited(
+                    self.affinity,
+                    before,
+                    self._losses(x, y),
+                    [name in visit[2] for name in self.tasks],
+                    self.strategy.decay,
+                )
+        if self.measures and self.strategy.regroup != "epoch":
+            if self.step % self.strategy.regroup == 0:
+                self._form_groups()
+
+    def _losses(self, x, y):
+        """Of every task, NaN where it has no labels."""
+        outputs = self.model(x, training=True)
+        errors = {n: outputs[n].numpy() - y[n] for n in self.tasks}
+        return [
+            np.nanmean(errors[n] ** 2) if (~np.isnan(y[n])).any() else np.nan
+            for n in self.tasks
+        ]
+
+    def _form_groups(self):
+        if self.step >= self.strategy.warmup:
+            self.groups = affinity.groups(
+                self.affinity, self.tasks, self.strategy.preference
+            )
 
     def fit(self, x, y, batch_size, epochs):
         logs = []

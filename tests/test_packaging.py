@@ -111,6 +111,7 @@ def test_wheel_leaves_the_choice_of_tensorflow_to_the_user(wheel):
         "tensorflow",
         "tensorflow-cpu",
         "gpu",
+        "clustering",
         "datasets",
         "tuner",
         "plot",

@@ -24,7 +24,7 @@ class TaskReporter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.has_trained = True
         self.batches += 1
-        check_losses(self.model)
+        finish_batch(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         self._tell_balancer(logs or {})
@@ -58,6 +58,7 @@ class TaskReporter(keras.callbacks.Callback):
             )
         if self.model._multi_task.strategy.regroups == "epoch":
             self.model.optimizer.draw.assign(self.model.optimizer.iterations)
+        self.model._multi_task.strategy.finish_epoch(self.model.optimizer)
 
     def _tell_balancer(self, logs):
         balancer, names = self.model.balancer, self.model.task_names
@@ -78,6 +79,16 @@ def _or_not_positive(model):
         return ""
     name = type(aggregator).__name__
     return f" (or a loss not positive, as {name} needs it)"
+
+
+def finish_batch(model):
+    """What is to be done on the host after a batch.
+
+    Raises:
+        FloatingPointError: As `compile(on_nonfinite="raise")` asks for it.
+    """
+    check_losses(model)
+    model._multi_task.strategy.finish_batch(model.optimizer)
 
 
 def check_losses(model):

@@ -3,7 +3,7 @@ import dataclasses
 import keras
 
 from mtlkeras.backend.tensorflow import MultiTaskTrainer
-from mtlkeras.callbacks.task_reporter import TaskReporter, check_losses
+from mtlkeras.callbacks.task_reporter import TaskReporter, finish_batch
 from mtlkeras.metrics.task_metric import TaskMetric
 from mtlkeras.models.batch_counters import BatchCounters
 from mtlkeras.models.class_weights import split_class_weight
@@ -188,6 +188,12 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
         """The balancer in force, or `None`."""
         update = self._multi_task.update
         return None if update is None else update.balancer
+
+    @property
+    def _strategy_state(self):
+        # Keras saves what it finds in properties.
+        update = self._multi_task.update
+        return None if update is None else update.strategy.state
 
     @property
     def _frozen_tasks(self):
@@ -395,7 +401,7 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
         self._check_compiled("train_on_batch")
         self._bind_early(x)
         logs = super().train_on_batch(x, y, *args, **kwargs)
-        check_losses(self)
+        finish_batch(self)
         self._multi_task.counters.reset()
         return logs
 
@@ -434,6 +440,10 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
     def _resolve(self, strategy, aggregator, balancer):
         """Strings become objects here; nothing below sees an id."""
         update = UpdateInForce.resolve(strategy, aggregator, balancer)
+        if self._multi_task.update is None or (
+            update.strategy is not self._multi_task.strategy
+        ):
+            update = update.without_state()
         if type(self).compute_loss is not keras.Model.compute_loss and (
             not update.strategy.updates_jointly or update.balancer is not None
         ):

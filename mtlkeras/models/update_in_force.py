@@ -44,6 +44,10 @@ class UpdateInForce:
             balancers.get(balancer),
         )
 
+    def without_state(self):
+        """The same update with nothing that a strategy has measured."""
+        return dataclasses.replace(self, strategy=self.strategy.without_state())
+
     def check(self, task_names):
         """Whether strategy, aggregator, balancer and tasks go together.
 
@@ -252,7 +256,7 @@ class UpdateInForce:
             f"task's loss, so {' and '.join(causes)} hardly change the "
             "training. To "
             "prioritise a task give the strategy "
-            "`task_learning_rates={'task': factor}`.",
+            "`task_learning_rates={'task': factor}`, if it takes them.",
             stacklevel=3,
         )
         return True

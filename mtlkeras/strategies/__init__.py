@@ -1,4 +1,5 @@
 from mtlkeras.registry import Registry
+from mtlkeras.strategies.affinity_groups import AffinityGroups
 from mtlkeras.strategies.alternating import Alternating
 from mtlkeras.strategies.grouped import Grouped
 from mtlkeras.strategies.joint import Joint
@@ -10,6 +11,7 @@ from mtlkeras.strategies.update_strategy import UpdateStrategy
 
 _registry = Registry(UpdateStrategy, "strategy")
 _registry.add(
+    AffinityGroups,
     Alternating,
     Grouped,
     Joint,
@@ -41,6 +43,7 @@ def ids():
 
 
 __all__ = [
+    "AffinityGroups",
     "Alternating",
     "Grouped",
     "Joint",

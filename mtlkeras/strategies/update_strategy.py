@@ -19,10 +19,12 @@ class UpdateStrategy:
         at_same_weights: All gradients of a step are taken before the first
             update instead of one after the other (`False`).
         regroups: `"never"`, `"epoch"` or `"step"`: when `assign_groups` draws
-            a new partition (`"never"`).
+            a new partition; `"measured"`: it is read from the strategy's
+            `state`, which the steps change (`"never"`).
         shuffle: Whether the order of the groups is drawn for each batch
             (`False`).
         shared_scale: Factor on the updates of shared variables (`1.0`).
+        state: A layer, which is saved with the model, or `None` (`None`).
 
     Args:
         task_slots: Boolean. Whether every group keeps optimizer state of its
@@ -39,6 +41,7 @@ class UpdateStrategy:
     shared_scale = 1.0
     task_slots = True
     task_learning_rates = None
+    state = None
 
     def __init__(self, task_slots=True, task_learning_rates=None):
         self.task_slots = check_flag("task_slots", task_slots)
@@ -71,6 +74,21 @@ class UpdateStrategy:
         """Group index of every task in draw number `draw`, `[num_tasks]`."""
         raise NotImplementedError
 
+    def finish_batch(self, optimizer):
+        """What happens on the host after a batch or, with
+        `steps_per_execution`, after several; nothing here.
+
+        Args:
+            optimizer: The model's optimizer.
+        """
+
+    def finish_epoch(self, optimizer):
+        """What happens on the host after an epoch of `fit`; nothing here.
+
+        Args:
+            optimizer: The model's optimizer.
+        """
+
     def bind(self, task_names):
         """Checks the strategy against the model's tasks and remembers them.
 
@@ -82,6 +100,12 @@ class UpdateStrategy:
         groups = self.task_groups(task_names)
         self.slot_learning_rates(task_names, groups)
         self._task_names = task_names
+
+    def without_state(self):
+        """This strategy, or an equal new one if it is in force somewhere."""
+        if self.state is None:
+            return self
+        return type(self).from_config(self.get_config())
 
     @property
     def groups(self):
@@ -107,10 +131,10 @@ class UpdateStrategy:
     def remember_draw(self, optimizer):
         """Looks up which draw is in force, for `groups`."""
         if self.regroups == "epoch":
-            self._draw = int(optimizer.draw)
+            self._draw = as_integer(optimizer.draw)
         elif self.regroups == "step":
             # The partition of the batch that was trained last.
-            self._draw = max(int(optimizer.iterations) - 1, 0)
+            self._draw = max(as_integer(optimizer.iterations) - 1, 0)
 
     def slot_learning_rates(self, task_names, groups):
         """Factor of each group's update, from `task_learning_rates`."""
@@ -163,6 +187,11 @@ class UpdateStrategy:
             f"{key}={value!r}" for key, value in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
+
+
+def as_integer(variable):
+    # A variable of several replicas is no number for Python.
+    return int(keras.ops.convert_to_numpy(variable))
 
 
 def check_flag(name, value):

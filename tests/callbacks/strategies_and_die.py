@@ -28,6 +28,9 @@ STRATEGIES = {
     "random_groups_step": lambda: strategies.RandomGroups(2, "step", seed=1),
     "random_groups_epoch": lambda: strategies.RandomGroups(2, "epoch", seed=1),
     "sampled": lambda: strategies.Sampled(seed=5),
+    "affinity_groups": lambda: strategies.AffinityGroups(
+        0.5, 0, 3, "median", seed=2
+    ),
 }
 
 
@@ -96,6 +99,8 @@ def train(strategy, callbacks, dropout):
     }
     for key, values in history.history.items():
         state[f"log_{key}"] = np.array(float(values[-1]))
+    if model.update_strategy.state is not None:
+        state["affinity"] = model.update_strategy.affinity
     state["groups"] = np.array(repr(model.update_strategy.groups))
     return state, len(history.epoch)
 

@@ -18,6 +18,7 @@ STRATEGIES = [
     "random_groups_step",
     "random_groups_epoch",
     "sampled",
+    "affinity_groups",
 ]
 
 

@@ -71,7 +71,8 @@ def train(strategy, labels, aggregator=None, balancer=None):
     )
     x, y = data(labels)
     history = model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
-    return initial, nets.values(model.weights), history.history
+    state = getattr(model.update_strategy.state, "weights", [])
+    return initial, nets.values(model.weights + state), history.history
 
 
 def largest_difference(first, second):
@@ -90,7 +91,7 @@ def compare(devices, *arguments):
         _, mirrored, mirrored_logs = train(*arguments)
     assert set(logs) == set(mirrored_logs)
     return {
-        "moved": largest_difference(initial, weights),
+        "moved": largest_difference(initial, weights[: len(initial)]),
         "weights": largest_difference(weights, mirrored),
         "logs": largest_difference(
             [logs[key] for key in logs], [mirrored_logs[key] for key in logs]

@@ -25,6 +25,7 @@ KINDS = [
         "grouped",
         "random_groups_step",
         "multi_adaptive",
+        "affinity_groups",
     )
 ]
 
@@ -241,7 +242,11 @@ def lengths_by_hand(model, x, y, at):
 @pytest.mark.parametrize("case", KINDS, ids=repr)
 @pytest.mark.parametrize("kind", [LengthsSeen, LengthsAtLastLayer])
 def test_gradient_norms_are_those_of_the_tasks(case, kind):
-    chosen_in_graph = case.id in ("alternating_shuffled", "random_groups_step")
+    chosen_in_graph = case.id in (
+        "alternating_shuffled",
+        "random_groups_step",
+        "affinity_groups",
+    )
     model = model_with(case.strategy(), kind(), 1e-9, loss_weights=WEIGHTS)
     x, y = nets.regression_data(rows=16)
     expected = lengths_by_hand(model, x, y, kind.norms_at)

@@ -13,6 +13,7 @@ import tensorflow as tf
 import mtlkeras
 from mtlkeras.aggregators import MGDA, GradDrop
 from mtlkeras.strategies import (
+    AffinityGroups,
     Alternating,
     Grouped,
     MultiAdaptive,
@@ -88,7 +89,7 @@ def counted_model(cls=mtlkeras.MultiTaskModel):
     return cls(inputs, outputs), counts
 
 
-def counts_per_batch(strategy, batches=3, task=None, **compile_arguments):
+def counts_per_batch(strategy, batches=3, groups=None, **compile_arguments):
     """The counts of each of some batches, through `train_on_batch`."""
     model, counts = counted_model()
     model.compile(
@@ -97,6 +98,8 @@ def counts_per_batch(strategy, batches=3, task=None, **compile_arguments):
         strategy=strategy,
         **compile_arguments,
     )
+    if groups is not None:
+        strategy.state.assigned.assign(groups)
     x, y = nets.regression_data(TASKS, rows=8)
     taken = []
     counts.take()
@@ -200,6 +203,16 @@ def test_resampled_groups_run_the_trunk_once_per_group():
         assert all(max(taken[task]) <= 2 for task in TASKS)
 
 
+@pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 2, 3]])
+def test_passes_of_measured_groups(groups):
+    """All heads in all passes, and one forward pass at the end."""
+    strategy = AffinityGroups(seed=0)
+    for taken in counts_per_batch(strategy, groups=groups):
+        count = max(groups) + 1
+        every = ["trunk", *TASKS]
+        assert taken == dict.fromkeys(every, (count + 1, count))
+
+
 @pytest.mark.parametrize("strategy", ["alternating", "round_robin"])
 def test_passes_with_metrics_and_steps_per_execution(strategy):
     """Metrics come from the sub-steps' own predictions, in `fit` as well."""
@@ -261,6 +274,8 @@ def sizes(model):
         (RandomGroups(2, seed=0), 2),
         (RandomGroups(2, resample="step", seed=0), 2),
         (RandomGroups(3, resample="epoch", seed=0), 3),
+        (AffinityGroups(seed=0), 1),
+        (AffinityGroups(task_slots=True, seed=0), 4),
         ("joint", 1),
     ],
     ids=repr,

@@ -18,6 +18,7 @@ from nets import (
 
 from mtlkeras import MultiTaskModel
 from mtlkeras.strategies import (
+    AffinityGroups,
     Alternating,
     Grouped,
     Joint,
@@ -41,6 +42,7 @@ STRATEGIES = {
         {"left": 0.4, "middle": 0.3, "right": 0.3}, seed=2
     ),
     "multi_adaptive": lambda: MultiAdaptive("mean"),
+    "affinity_groups": lambda: AffinityGroups(0.5, 0, 1, "median", seed=1),
 }
 
 
@@ -76,7 +78,8 @@ def fit(model, epochs=1, **arguments):
 
 
 def state(model):
-    return values(model.variables) + values(model.optimizer.variables)
+    measured = getattr(model.update_strategy.state, "variables", [])
+    return values([*model.variables, *model.optimizer.variables, *measured])
 
 
 def slots(model):
@@ -190,7 +193,9 @@ def test_other_structures(structure, tmp_path):
     assert_same_bits(state(loaded), state(model))
 
 
-@pytest.mark.parametrize("strategy", ["alternating", "per_epoch", "sampled"])
+@pytest.mark.parametrize(
+    "strategy", ["alternating", "per_epoch", "sampled", "affinity_groups"]
+)
 def test_weights_file(strategy, tmp_path):
     """Into a model that was compiled with the same strategy."""
     model = compiled(strategy=STRATEGIES[strategy]())
@@ -361,7 +366,14 @@ class Interrupt(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     "strategy",
-    ["joint", "alternating", "per_epoch", "per_step", "sampled"],
+    [
+        "joint",
+        "alternating",
+        "per_epoch",
+        "per_step",
+        "sampled",
+        "affinity_groups",
+    ],
 )
 def test_backup_and_restore(strategy, tmp_path):
     def build():

@@ -132,6 +132,19 @@ def test_validation_is_on_labelled_rows(done):
 
 
 @pytest.mark.parametrize(
+    "done", [c for c in STRATEGIES if c.measures], indirect=True, ids=repr
+)
+def test_groups_follow_what_the_updates_did_to_the_losses(done):
+    strategy, reference = done.model.update_strategy, done.reference
+    np.testing.assert_allclose(
+        strategy.affinity, reference.affinity, rtol=1e-3, atol=1e-6
+    )
+    assert strategy.groups == reference.groups
+    assert 0 < len(strategy.groups) < len(nets.TASKS)
+    assert np.abs(reference.affinity).min() > 1e-4
+
+
+@pytest.mark.parametrize(
     "done", [c for c in STRATEGIES if c.id == "round_robin"], indirect=True
 )
 def test_a_task_that_never_ran_has_no_loss(done):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mtlkeras import strategies
 from mtlkeras.strategies import (
+    AffinityGroups,
     Alternating,
     Grouped,
     Joint,
@@ -24,6 +25,7 @@ from mtlkeras.strategies import (
 TASKS = ("a", "b", "c", "d", "e")
 
 IDS = {
+    "affinity_groups": AffinityGroups,
     "alternating": Alternating,
     "grouped": Grouped,
     "joint": Joint,
@@ -34,6 +36,8 @@ IDS = {
 }
 
 EXAMPLES = [
+    AffinityGroups(seed=4),
+    AffinityGroups(0.1, 5, 20, "median", task_slots=True, seed=4),
     Joint(),
     Alternating(),
     Alternating(task_slots=False),
@@ -211,6 +215,7 @@ def test_seeds_from_the_global_seed_or_drawn():
         lambda: RandomGroups(2),
         lambda: Sampled(),
         lambda: Alternating(shuffle=True),
+        lambda: AffinityGroups(),
     ):
         keras.utils.set_random_seed(7)
         first = kind()
@@ -326,8 +331,9 @@ def test_sampled_seeds_differ():
     [
         Alternating(shuffle=True, seed=2),
         Grouped([[name] for name in TASKS], shuffle=True, seed=2),
+        AffinityGroups(seed=2),
     ],
-    ids=["alternating", "grouped"],
+    ids=["alternating", "grouped", "affinity_groups"],
 )
 def test_shuffled_orders_are_permutations(strategy):
     orders = many(bound(strategy).order_groups, 1000)
@@ -340,6 +346,20 @@ def test_shuffled_orders_are_permutations(strategy):
         assert np.all(np.abs(share - 0.2) < 4 * math.sqrt(0.16 / 1000))
 
 
+def test_groups_that_there_are_come_first_in_the_order():
+    strategy = bound(AffinityGroups(seed=0))
+    strategy.state.assigned.assign([0, 1, 0, 2, 1])
+    assert strategy.groups == (("a", "c"), ("b", "e"), ("d",))
+    orders = many(strategy.order_groups, 600)
+    np.testing.assert_array_equal(
+        np.sort(orders[:, :3]), np.broadcast_to(np.arange(3), (600, 3))
+    )
+    found = collections.Counter(map(tuple, orders[:, :3]))
+    assert len(found) == 6
+    chi_square = sum((n - 100) ** 2 for n in found.values()) / 100
+    assert chi_square < 5 + 4 * math.sqrt(10)
+
+
 def draws_of(strategy):
     """All that a strategy draws for one counter."""
     return {
@@ -347,6 +367,7 @@ def draws_of(strategy):
         "round_robin": lambda s: [s.select_group],
         "random_groups": lambda s: [s.assign_groups],
         "alternating": lambda s: [s.order_groups],
+        "affinity_groups": lambda s: [s.order_groups],
     }[next(i for i, cls in IDS.items() if cls is type(strategy))](strategy)[0]
 
 
@@ -360,6 +381,7 @@ def draws_of(strategy):
         RoundRobin(),
         RandomGroups(3, resample="step", seed=11),
         Alternating(shuffle=True, seed=11),
+        AffinityGroups(seed=11),
     ],
     ids=repr,
 )
@@ -411,6 +433,19 @@ def test_draws_are_the_same_in_eager_graph_and_xla(strategy):
         (lambda: Sampled({"a": float("nan"), "b": 1.0}), "sum to 1"),
         (lambda: Sampled([0.5, 0.5]), "dict"),
         (lambda: MultiAdaptive("max"), "reduction"),
+        (lambda: AffinityGroups(0.0), "decay"),
+        (lambda: AffinityGroups(1.5), "decay"),
+        (lambda: AffinityGroups(float("nan")), "decay"),
+        (lambda: AffinityGroups("0.1"), "decay"),
+        (lambda: AffinityGroups(warmup=-1), "warmup"),
+        (lambda: AffinityGroups(warmup=1.5), "warmup"),
+        (lambda: AffinityGroups(regroup="step"), "regroup"),
+        (lambda: AffinityGroups(regroup=0), "regroup"),
+        (lambda: AffinityGroups(regroup=True), "regroup"),
+        (lambda: AffinityGroups(preference="mean"), "preference"),
+        (lambda: AffinityGroups(preference=float("inf")), "preference"),
+        (lambda: AffinityGroups(task_slots="yes"), "task_slots"),
+        (lambda: AffinityGroups(seed=-1), "seed"),
     ],
 )
 def test_bad_arguments(make, words):

@@ -72,12 +72,22 @@ class Batch:
         """Sum of a dict over tasks, added up in Keras's order."""
         return sum(terms[n] for n in self.tasks.sum_order if n in terms)
 
-    # -- the end of the batch -------------------------------------------------
-
     def size(self):
         return tf.shape(
             next(i for i in keras.tree.flatten(self.x) if i is not None)
         )[0]
+
+    def blank_predictions(self):
+        """Dict from task to zeros in the shape of its output."""
+        structure = self.model._multi_task.structure
+        shapes = structure.output_shapes(self.model, self.x)
+        rows = self.size()
+        return {
+            name: tf.zeros([rows, *shapes[name][0][1:]], shapes[name][1])
+            for name in self.tasks.names
+        }
+
+    # -- the end of the batch -------------------------------------------------
 
     def compute_total(self, y_pred, training):
         """The model's `compute_loss`, with what is known of the labels."""

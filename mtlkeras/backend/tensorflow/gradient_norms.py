@@ -41,7 +41,7 @@ class GradientNorms:
         """Where groups are chosen in the graph, only one way is open."""
         strategy = self.model._multi_task.strategy
         drawn = strategy.regroups != "never"
-        chosen = strategy.one_group_per_step or strategy.shuffle
+        chosen = not drawn and (strategy.one_group_per_step or strategy.shuffle)
         largest = max(map(len, self.model._multi_task.plan.groups))
         if (drawn or chosen) and not self.by_copies:
             raise ValueError(

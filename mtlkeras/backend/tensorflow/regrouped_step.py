@@ -31,17 +31,17 @@ def regrouped_step(batch):
         optimizer.iterations if strategy.regroups == "step" else optimizer.draw
     )
     assigned = strategy.assign_groups(draw)
-    head_gradients, ran = {}, []
+    head_gradients = {}
     for index in range(len(plan.groups)):
-        step = RegroupedStep(batch, index, assigned)
-        ran.append(step.run(ran, head_gradients))
+        RegroupedStep(batch, index, assigned).run(head_gradients)
     for name, slot in plan.head_slots.items():
-        _update_head(batch, name, slot, head_gradients)
+        update_head(batch, name, slot, head_gradients, batch.ran[name])
     optimizer.finish_batch()
     batch.track()
 
 
-def _update_head(batch, name, slot, head_gradients):
+def update_head(batch, name, slot, head_gradients, ran):
+    """Updates a task's own variables with their slots, where it ran."""
     pairs = [
         (head_gradients[id(v)], v)
         for v in batch.model._multi_task.plan.structure.task_variables(name)
@@ -62,20 +62,40 @@ def _update_head(batch, name, slot, head_gradients):
         )
 
     clone = batch.model.optimizer.optimizers[slot]
-    update_if(batch.ran[name], update, [v for _, v in pairs] + clone.variables)
+    update_if(ran, update, [v for _, v in pairs] + clone.variables)
 
 
 class RegroupedStep(GroupStep):
-    """A group position whose members are known in the graph only."""
+    """A group position whose members are known in the graph only.
+
+    Args:
+        batch: The `Batch`.
+        index: The group's index, in a loop of the graph a tensor.
+        assigned: Group index of every task, `[num_tasks]`.
+    """
 
     def __init__(self, batch, index, assigned):
-        super().__init__(batch, index)
+        # All positions have the same names.
+        super().__init__(batch, index if isinstance(index, int) else 0)
+        self.index = index
         self.assigned = assigned
-        position = tf.unstack(tf.equal(assigned, index))
-        self.member = dict(zip(self.names, position, strict=True))
+        self.members = tf.equal(assigned, index)
+        self.member = dict(
+            zip(self.names, tf.unstack(self.members), strict=True)
+        )
+        self.labelled = as_tensor(batch.labelled, self.names)
 
-    def run(self, ran_before, head_gradients):
-        batch, optimizer, plan = self.batch, self.model.optimizer, self.plan
+    def run(self, head_gradients):
+        """Updates shared variables; returns whether the group ran.
+
+        Args:
+            head_gradients: Dict from the ids of the heads' variables to
+                gradients, to which those of the members are added.
+        """
+        batch, plan = self.batch, self.plan
+        ran_before = tf.zeros_like(self.labelled)
+        if batch.losses:
+            ran_before = as_tensor(batch.ran, self.names)
         shared = plan.structure.shared_variables()
         heads = [
             v for n in self.names for v in plan.structure.task_variables(n)
@@ -84,7 +104,7 @@ class RegroupedStep(GroupStep):
             scope = ForwardScope(plan.structure.layer_tasks)
             with scope:
                 predictions = self.predict()
-                losses = {n: self._loss(n, predictions[n]) for n in self.names}
+                losses = {n: self.loss(n, predictions[n]) for n in self.names}
                 added = scope.added_losses()
             counted = {
                 name: tf.where(self.member[name], value, 0.0)
@@ -94,7 +114,8 @@ class RegroupedStep(GroupStep):
             loss = batch.total(weighted)
             extra = self._extra(added)
             loss = loss + tf.cast(extra, loss.dtype)
-            scaled = optimizer.scale_loss(loss, self.slot)
+            scaled = self.scale(loss)
+        self.unweighted = losses
         norms = batch.gradient_norms
         copies = [] if norms is None else norms.flat_sources(self.names)
         gradients = tape.gradient(scaled, shared + heads + copies)
@@ -106,21 +127,14 @@ class RegroupedStep(GroupStep):
             for v, g in zip(heads, gradients[len(shared) :], strict=True)
         ]
         checked = [loss]
-        if not is_loss_scaled(optimizer, self.slot):
+        if not is_loss_scaled(self.model.optimizer, self.slot):
             checked += [g for g in gradients if g is not None]
         finite = all_finite(checked)
-        labelled = tf.reduce_any(
-            tf.stack(
-                [
-                    tf.logical_and(self.member[n], batch.labelled[n])
-                    for n in self.names
-                ]
-            )
-        )
+        labelled = self.labelled_in(self.index, self.names)
         live = tf.logical_and(labelled, finite)
         batch.extra.append(tf.where(live, extra, 0.0))
         self._note_members(losses, predictions, finite, live)
-        unscale = 1.0 / optimizer.scale_loss(tf.ones([]), self.slot)
+        unscale = 1.0 / self.scale(tf.ones([]))
         for v, g in zip(heads, gradients[len(shared) :], strict=True):
             if g is not None:
                 self._add(head_gradients, v, g, unscale)
@@ -129,21 +143,30 @@ class RegroupedStep(GroupStep):
             for g, v in zip(gradients, shared, strict=False)
             if g is not None
         ]
+        self.scope = scope
+        self.update_shared(pairs, live, ran_before)
+        return live
+
+    def update_shared(self, pairs, live, ran_before):
+        """Updates shared variables and the state of all layers, if live."""
+        optimizer = self.model.optimizer
 
         def commit():
-            if pairs:
-                optimizer.apply_slot(
-                    self.slot,
-                    [g for g, _ in pairs],
-                    [v for _, v in pairs],
-                    first_update=self.first_update(),
-                    resting=self.resting(),
-                )
-            scope.commit(lambda tasks: self.is_first(tasks, ran_before))
+            self.apply_slot(self.slot, pairs)
+            self.scope.commit(lambda tasks: self.is_first(tasks, ran_before))
 
-        changed = shared + scope.variables + optimizer.variables
-        update_if(live, commit, changed)
-        return live
+        changed = [v for _, v in pairs] + self.scope.variables
+        update_if(live, commit, changed + optimizer.variables)
+
+    def apply_slot(self, slot, pairs):
+        if pairs:
+            self.model.optimizer.apply_slot(
+                slot,
+                [g for g, _ in pairs],
+                [v for _, v in pairs],
+                first_update=self.first_update(),
+                resting=self.resting(),
+            )
 
     def predict(self):
         """All outputs; gradients pass from members alone to the trunk."""
@@ -156,7 +179,7 @@ class RegroupedStep(GroupStep):
         predictions = {}
         for name, head in zip(names, heads, strict=True):
             inputs = [
-                _pass_gradient_if(self.member[name], boundary[i])
+                pass_gradient_if(self.member[name], boundary[i])
                 for i in head.positions
             ]
             if self.batch.gradient_norms is not None:
@@ -189,7 +212,7 @@ class RegroupedStep(GroupStep):
         gradient = tf.convert_to_tensor(gradient)
         return tf.where(self.member[owner], gradient, tf.zeros_like(gradient))
 
-    def _loss(self, name, prediction):
+    def loss(self, name, prediction):
         # A foreign task's bad label must not reach this group's gradient, not
         # even times 0.
         target = self.batch.labels.targets[name]
@@ -213,14 +236,19 @@ class RegroupedStep(GroupStep):
         value = tf.cast(value, tf.float32)
         if len(names) == 1:
             return tf.where(self.member[names[0]], value, 0.0)
-        uses = [
-            tf.cast(self.labelled_in(k, names), value.dtype)
-            for k in range(len(self.plan.groups))
-        ]
-        return value * uses[self.index] / tf.maximum(tf.add_n(uses), 1.0)
+        return self.share(names, value)
+
+    def share(self, tasks, value):
+        groups = tf.one_hot(
+            self.assigned, len(self.plan.groups), dtype=value.dtype
+        )
+        groups *= tf.cast(self.labelled, value.dtype)[:, None]
+        uses = tf.reduce_max(self.of_tasks(groups, tasks), axis=0)
+        return value * uses[self.index] / tf.maximum(tf.reduce_sum(uses), 1.0)
 
     def _note_members(self, losses, predictions, finite, live):
-        batch, first = self.batch, self.index == 0
+        batch = self.batch
+        first = not batch.losses
         found = every_replica(
             tf.math.is_finite(tf.stack([losses[n] for n in self.names]))
         )
@@ -257,14 +285,18 @@ class RegroupedStep(GroupStep):
         head_gradients[id(variable)] = gradient
 
     def labelled_in(self, index, tasks):
-        flags = [
-            tf.logical_and(
-                tf.equal(self.assigned[i], index), self.batch.labelled[name]
-            )
-            for i, name in enumerate(self.names)
-            if name in tasks
-        ]
-        return tf.reduce_any(tf.stack(flags))
+        found = tf.equal(self.assigned, index) & self.labelled
+        return tf.reduce_any(self.of_tasks(found, tasks))
+
+    def is_first(self, tasks, ran_before):
+        return self.labelled_in(self.index, tasks) & ~tf.reduce_any(
+            self.of_tasks(ran_before, tasks)
+        )
+
+    def of_tasks(self, values, tasks):
+        """The rows of some tasks."""
+        indices = [i for i, name in enumerate(self.names) if name in tasks]
+        return tf.gather(values, indices)
 
     def resting(self):
         """Shared variables that no labelled member of the position uses."""
@@ -279,7 +311,12 @@ class RegroupedStep(GroupStep):
         ]
 
 
-def _pass_gradient_if(condition, tensor):
+def as_tensor(flags, names):
+    """Flags of tasks as one boolean tensor, `[num_tasks]`."""
+    return tf.stack([tf.convert_to_tensor(flags[name]) for name in names])
+
+
+def pass_gradient_if(condition, tensor):
     """The tensor; its gradient is 0 unless the condition holds."""
 
     @tf.custom_gradient

@@ -94,12 +94,7 @@ class SelectedStep:
         trunk = self.cut[0] if self.cut else self.model
         self.in_trunk = {id(v) for v in trunk.variables}
         self.direct = [v for v in self.shared if id(v) in in_heads]
-        shapes = self.plan.structure.output_shapes(self.model, batch.x)
-        rows = batch.size()
-        self.blank = {
-            name: tf.zeros([rows, *shapes[name][0][1:]], shapes[name][1])
-            for name in self.names
-        }
+        self.blank = batch.blank_predictions()
 
     def empty(self):
         count = len(self.plan.groups)

@@ -1,6 +1,7 @@
 import keras
 import tensorflow as tf
 
+from mtlkeras.backend.tensorflow.affinity_step import affinity_step
 from mtlkeras.backend.tensorflow.aggregated_step import AggregatedStep
 from mtlkeras.backend.tensorflow.batch import Batch
 from mtlkeras.backend.tensorflow.feature_step import FeatureStep
@@ -35,6 +36,8 @@ class TensorFlowMultiTaskTrainer:
             )
         elif strategy.updates_jointly and not batch.loss_weights.vary:
             joint_step(batch)
+        elif strategy.regroups == "measured":
+            affinity_step(batch)
         elif strategy.regroups != "never":
             regrouped_step(batch)
         elif strategy.at_same_weights:
