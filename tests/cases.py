@@ -83,9 +83,9 @@ STRATEGIES = [
     ),
     Case(
         strategies.AffinityGroups(
-            0.5, 0, preference="median", task_slots=True, seed=1
+            0.5, 0, preference="median", task_slots=False, seed=1
         ),
-        "affinity_groups_slots",
+        "affinity_groups_one_state",
     ),
     Case("joint"),
     Case("alternating"),

@@ -45,13 +45,15 @@ class Pages:
     def check_links(self, name):
         for link in re.findall(r"\]\((?!https?:)([^)]+)\)", self.texts[name]):
             file, _, heading = link.partition("#")
+            assert (self.folder / (file or f"{name}.md")).exists(), link
+            if not heading:
+                continue
             text = self.texts[name]
             if file:
                 text = (self.folder / file).read_text()
             headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
             anchors = [re.sub(r"[^\w -]", "", h).lower() for h in headings]
-            if heading:
-                assert heading in [a.replace(" ", "-") for a in anchors], link
+            assert heading in [a.replace(" ", "-") for a in anchors], link
 
     def check_headings(self, name, expected):
         text = self.texts[name]

@@ -37,7 +37,7 @@ IDS = {
 
 EXAMPLES = [
     AffinityGroups(seed=4),
-    AffinityGroups(0.1, 5, 20, "median", task_slots=True, seed=4),
+    AffinityGroups(0.1, 5, 20, "median", task_slots=False, seed=4),
     Joint(),
     Alternating(),
     Alternating(task_slots=False),
