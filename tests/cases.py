@@ -340,6 +340,9 @@ class BalancerCase:
         )
         return balancer
 
+    def __repr__(self):
+        return self.id
+
 
 class LayerCase:
     """A layer to test, and what it takes.

@@ -25,7 +25,7 @@ def chosen(**attributes):
         for case in BALANCERS
         if all(getattr(case, k) == v for k, v in attributes.items())
     ]
-    return pytest.mark.parametrize("case", found, ids=lambda case: case.id)
+    return pytest.mark.parametrize("case", found, ids=repr)
 
 
 def after_some_batches(case):

@@ -435,7 +435,7 @@ def test_without_scikit_learn(monkeypatch):
 
 def test_a_file_without_affinities(tmp_path):
     """Weights saved under another strategy: told, and measured anew."""
-    other = RandomGroups(3, "epoch", task_slots=False, seed=0)
+    other = RandomGroups(3, "epoch", seed=0)
     other = in_force(other, run_eagerly=True)
     other.save_weights(tmp_path / "model.weights.h5")
     model = in_force(AffinityGroups(seed=0), run_eagerly=True)
