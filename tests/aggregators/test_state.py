@@ -7,6 +7,7 @@ import pytest
 from cases import AGGREGATOR, AggregatorCase
 from compiled import Compiled, compiled
 from jacobians import draw, golden
+from scipy.optimize import nnls
 
 from mtlkeras import aggregators
 
@@ -123,9 +124,18 @@ class ReferenceGradVac:
         return total
 
 
-class ReferenceTaskTensioner:
-    """With the min-norm weights of unit gradients from `MGDA`."""
+def min_norm_weights(jacobian):
+    """Of the shortest vector between the rows, by scipy.
 
+    Without the condition that they sum to one, but with that sum pulled
+    towards 1: the solution has the same direction.
+    """
+    system = np.vstack([jacobian.T, np.ones(len(jacobian))])
+    weights, _ = nnls(system, np.append(np.zeros(jacobian.shape[1]), 1.0))
+    return weights / weights.sum()
+
+
+class ReferenceTaskTensioner:
     def __init__(self, alpha=0.3, window=10, bias_scale=1.0):
         self.alpha, self.window, self.scale = alpha, window, bias_scale
         self.history, self.sums = [], None
@@ -133,9 +143,8 @@ class ReferenceTaskTensioner:
     def __call__(self, jacobian, losses):
         lengths = np.linalg.norm(jacobian, axis=1)
         unit = jacobian / lengths[:, None]
-        rule = compiled(AGGREGATOR["mgda"], T, P)
-        shortest = rule(unit)
-        weights = np.linalg.lstsq(unit.T, shortest, rcond=None)[0]
+        weights = min_norm_weights(unit)
+        shortest = weights @ unit
         central = shortest / np.sum(weights / lengths)
         self.history = (self.history + [lengths])[-self.window :]
         if len(self.history) < self.window:
@@ -169,8 +178,7 @@ class ReferenceEMA:
         self.momentum, self.average = momentum, None
 
     def __call__(self, jacobian, losses):
-        rule = aggregators.MGDA()
-        weights = np.asarray(rule.compute_weights(jacobian @ jacobian.T))
+        weights = min_norm_weights(jacobian)
         if self.average is None:
             self.average = weights
         self.average = self.momentum * self.average
