@@ -12,15 +12,16 @@ NOUNS = {"aggregators", "balancers", "layers", "losses", "metrics"}
 NOUNS |= {"optimizers", "strategies"}
 ALLOWED = {
     "models": NOUNS | {"backend"},
-    **{noun: {"linalg", "registry"} for noun in NOUNS},
+    **{noun: {"linalg", "registry", "stateful_layer"} for noun in NOUNS},
     # Weights are derivatives, which `keras.ops` does not have.
-    "balancers": {"backend", "linalg", "registry"},
+    "balancers": {"backend", "linalg", "registry", "stateful_layer"},
     "backend": set(),
     "callbacks": NOUNS,
     "datasets": {"backend", "linalg"},
     "linalg": set(),
     "plot": set(),
     "registry": set(),
+    "stateful_layer": set(),
     "tuner": NOUNS,
     "version": set(),
 }

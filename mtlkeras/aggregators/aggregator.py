@@ -2,8 +2,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from mtlkeras.stateful_layer import StatefulLayer
 
-class Aggregator(keras.layers.Layer):
+
+class Aggregator(StatefulLayer):
     """Several task gradients become one direction: the base class.
 
     An aggregator acts on the gradients of the variables that tasks share; the
@@ -99,7 +101,6 @@ class Aggregator(keras.layers.Layer):
         )
         self.memory = memory
         self.num_tasks = None
-        self._state = []  # (variable, initializer)
         self._groups = _Groups()
         self._group_indices = []
         self._state_dtype = "float32"
@@ -209,27 +210,9 @@ class Aggregator(keras.layers.Layer):
     def build_state(self, num_tasks, num_params):
         """Makes the variables of the rule, with `add_state`; none here."""
 
-    def add_state(self, name, shape, initializer="zeros", dtype="float64"):
-        """A variable of the rule that is saved, restored and reset.
-
-        Read it with `ops.copy`: `ops.convert_to_tensor` returns the variable
-        itself, which shows what is assigned later.
-        """
-        initializer = keras.initializers.get(initializer)
-        variable = self.add_weight(
-            shape=shape,
-            initializer=initializer,
-            dtype=dtype,
-            trainable=False,
-            name=name,
-        )
-        self._state.append((variable, initializer))
-        return variable
-
     def reset_state(self):
         """Sets the rule back to where it was before the first step."""
-        for variable, initializer in self._state:
-            variable.assign(initializer(variable.shape, dtype=variable.dtype))
+        super().reset_state()
         for layer in self._flatten_layers(include_self=False):
             if isinstance(layer, Aggregator):
                 layer.reset_state()

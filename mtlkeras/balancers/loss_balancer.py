@@ -4,9 +4,10 @@ from keras import ops
 
 from mtlkeras.backend.tensorflow.derivative import derivative
 from mtlkeras.balancers.per_task import values_per_task
+from mtlkeras.stateful_layer import StatefulLayer
 
 
-class LossBalancer(keras.layers.Layer):
+class LossBalancer(StatefulLayer):
     """How much each task's loss counts: the base class of balancers.
 
     A balancer joins the losses of all tasks to one number; the weight of a
@@ -74,7 +75,6 @@ class LossBalancer(keras.layers.Layer):
         self.log_task_weights = log_task_weights
         self.num_tasks = None
         self.task_names = None
-        self._state = []  # (variable, initializer)
 
     def call(self, task_losses):
         """The total loss.
@@ -289,28 +289,6 @@ class LossBalancer(keras.layers.Layer):
 
     def build_state(self, num_tasks):
         """Makes the variables of the rule; none here."""
-
-    def add_state(self, name, shape, initializer="zeros", dtype="float64"):
-        """A variable that is saved with the model, restored and reset.
-
-        Read it with `ops.copy`: `ops.convert_to_tensor` returns the variable
-        itself, which shows what is assigned later.
-        """
-        initializer = keras.initializers.get(initializer)
-        variable = self.add_weight(
-            shape=shape,
-            initializer=initializer,
-            dtype=dtype,
-            trainable=False,
-            name=name,
-        )
-        self._state.append((variable, initializer))
-        return variable
-
-    def reset_state(self):
-        """Sets the balancer back to where it was before the first batch."""
-        for variable, initializer in self._state:
-            variable.assign(initializer(variable.shape, dtype=variable.dtype))
 
     @property
     def last_task_weights(self):
