@@ -28,6 +28,7 @@ class Configuration:
         fused: Whether the fused apply may be used.
         aggregator: An aggregator, or `None`.
         balancer: A balancer, or `None`.
+        roaming: Whether each task uses its own units of the shared layers.
         does: `"train"`; `"forward"`, the forward pass and the loss; or
             `"backward"`, the forward pass and a backward pass for every task.
     """
@@ -37,6 +38,7 @@ class Configuration:
     fused: bool = True
     aggregator: object = None
     balancer: object = None
+    roaming: bool = False
     does: str = "train"
 
 
@@ -73,6 +75,10 @@ def configurations(tasks):
     found["alternating, Keras's apply"] = Configuration(
         tasks, strategies.Alternating(), fused=False
     )
+    for name in ("alternating", "joint"):
+        found[f"{name}, roaming"] = Configuration(
+            tasks, ours[name], roaming=True
+        )
     found["forward"] = Configuration(tasks, does="forward")
     for id in mtlkeras.balancers.ids():
         found[id] = Configuration(
@@ -133,7 +139,12 @@ def build_model(net, configuration):
         return model
     if not configuration.fused:
         optimizer = mtlkeras.optimizers.PerTaskOptimizer(optimizer, fused=False)
-    model = mtlkeras.MultiTaskModel(inputs, outputs)
+    if configuration.roaming:
+        model = mtlkeras.MultiTaskModel.with_roaming(
+            keras.Model(inputs, outputs), dense=True, seed=0
+        )
+    else:
+        model = mtlkeras.MultiTaskModel(inputs, outputs)
     model.compile(
         optimizer,
         loss,

@@ -99,6 +99,18 @@ ROWS = {
         "single-task step",
         lambda t, k: [(1, SINGLE)],
     ),
+    "roaming-alternating": Row(
+        "alternating, roaming",
+        "alternating",
+        lambda t, k: [(1, "alternating")],
+        "1.10",
+    ),
+    "roaming-joint": Row(
+        "joint, roaming",
+        "alternating",
+        lambda t, k: [(1, "alternating")],
+        "1.10",
+    ),
 }
 # Seconds that the first step may take at T = 40.
 FIRST_STEP = {"round_robin": 10, "sampled": 10}
