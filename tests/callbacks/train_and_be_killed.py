@@ -1,9 +1,9 @@
 """Trains several models in one process and kills it in the middle of them all.
 
-`python strategies_and_die.py kill d o.npz` starts a `fit` whose callback, in
+`python train_and_be_killed.py kill d o.npz` starts a `fit` whose callback, in
 the middle of an epoch, starts the next `fit`, and so on; the last one ends the
 process by SIGKILL. So each of them is killed, at the price of one process.
-`python strategies_and_die.py resume d o.npz` then runs all of them to the end,
+`python train_and_be_killed.py resume d o.npz` then runs all of them to the end,
 each once from its backup in `d` and once from the start, and writes the end
 states.
 """
@@ -23,18 +23,27 @@ BATCHES, BATCH_SIZE, EPOCHS = 5, 4, 3
 KILL_AT = (1, 3)  # epoch and batch; not a batch with a backup
 SAVE_FREQ = 2
 
-STRATEGIES = {
-    "alternating": lambda: strategies.Alternating(),
-    "random_groups_step": lambda: strategies.RandomGroups(2, "step", seed=1),
-    "random_groups_epoch": lambda: strategies.RandomGroups(2, "epoch", seed=1),
-    "sampled": lambda: strategies.Sampled(seed=5),
-    "affinity_groups": lambda: strategies.AffinityGroups(
-        0.5, 0, 3, "median", seed=2
-    ),
+SETTINGS = {
+    "alternating": lambda: {"strategy": "alternating"},
+    "random_groups_step": lambda: {
+        "strategy": strategies.RandomGroups(2, "step", seed=1)
+    },
+    "random_groups_epoch": lambda: {
+        "strategy": strategies.RandomGroups(2, "epoch", seed=1)
+    },
+    "sampled": lambda: {"strategy": strategies.Sampled(seed=5)},
+    "affinity_groups": lambda: {
+        "strategy": strategies.AffinityGroups(0.5, 0, 3, "median", seed=2)
+    },
+    "balancer": lambda: {"strategy": "alternating", "balancer": "famo"},
+    "balancer_and_rule": lambda: {
+        "balancer": "uncertainty_weighting",
+        "aggregator": "db_mtl",
+    },
 }
 
 
-def build(strategy, dropout):
+def build(setting, dropout):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     x = keras.layers.Dense(4, activation="tanh")(inputs)
@@ -47,7 +56,7 @@ def build(strategy, dropout):
         keras.optimizers.Adam(0.01),
         loss=dict.fromkeys(TASKS, "mse"),
         metrics={"left": ["mae"]},
-        strategy=STRATEGIES[strategy](),
+        **SETTINGS[setting](),
     )
     return model
 
@@ -81,8 +90,14 @@ def backup(kind, folder):
     return mtlkeras.callbacks.BackupAndResume(folder, save_freq=SAVE_FREQ)
 
 
-def train(strategy, callbacks, dropout):
-    model = build(strategy, dropout)
+def remembered(model):
+    """Variables of the rule and the balancer."""
+    parts = [model.aggregator, model.balancer]
+    return [v for part in parts if part for v in part.variables]
+
+
+def train(setting, callbacks, dropout):
+    model = build(setting, dropout)
     history = model.fit(
         *data(),
         batch_size=BATCH_SIZE,
@@ -94,7 +109,7 @@ def train(strategy, callbacks, dropout):
     state = {
         f"variable_{number}": variable.numpy()
         for number, variable in enumerate(
-            model.variables + model.optimizer.variables
+            model.variables + model.optimizer.variables + remembered(model)
         )
     }
     for key, values in history.history.items():
@@ -106,37 +121,36 @@ def train(strategy, callbacks, dropout):
 
 
 # The stock callback does not save the seeds of dropout.
-RUNS = [
-    (kind, strategy, kind == "ours")
-    for strategy in STRATEGIES
-    for kind in ("ours", "stock")
+RUNS = [("ours", setting, True) for setting in SETTINGS] + [
+    ("stock", setting, False)
+    for setting in ("alternating", "affinity_groups", "balancer_and_rule")
 ]
 
 
-def folder_of(root, kind, strategy):
-    return os.path.join(root, f"{kind}_{strategy}")
+def folder_of(root, kind, setting):
+    return os.path.join(root, f"{kind}_{setting}")
 
 
 def kill(root, runs):
     if not runs:
         os.kill(os.getpid(), signal.SIGKILL)
-    (kind, strategy, dropout), *others = runs
+    (kind, setting, dropout), *others = runs
     callbacks = [
         At(lambda: kill(root, others)),
-        backup(kind, folder_of(root, kind, strategy)),
+        backup(kind, folder_of(root, kind, setting)),
     ]
-    train(strategy, callbacks, dropout)
+    train(setting, callbacks, dropout)
 
 
 def resume(root, out):
     states = {}
-    for kind, strategy, dropout in RUNS:
-        callback = backup(kind, folder_of(root, kind, strategy))
+    for kind, setting, dropout in RUNS:
+        callback = backup(kind, folder_of(root, kind, setting))
         for name, callbacks in (("resumed", [callback]), ("whole", [])):
-            state, epochs = train(strategy, callbacks, dropout)
+            state, epochs = train(setting, callbacks, dropout)
             state["epochs"] = np.array(epochs)
             for key, value in state.items():
-                states[f"{kind}/{strategy}/{name}/{key}"] = value
+                states[f"{kind}_{setting}/{name}/{key}"] = value
     np.savez(out, **states)
 
 
