@@ -78,7 +78,8 @@ def fit(model, epochs=1, **arguments):
 
 
 def state(model):
-    measured = getattr(model.update_strategy.state, "variables", [])
+    strategy = getattr(model, "update_strategy", None)  # stock Keras has none
+    measured = getattr(getattr(strategy, "state", None), "variables", [])
     return values([*model.variables, *model.optimizer.variables, *measured])
 
 
