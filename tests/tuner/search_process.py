@@ -1,11 +1,14 @@
 """One process of a search on several machines; see test_workers.py.
 
-What it is, chief or worker, says its environment, as Keras Tuner reads it.
+Whether it is the chief or a worker says its environment, as for any script
+that uses Keras Tuner.
 """
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import keras_tuner
 from tuning import DATA, FIT, build
@@ -15,9 +18,7 @@ from mtlkeras.tuner import MultiTaskHyperModel
 _sleep = time.sleep
 
 
-def main(folder):
-    # The chief looks every 20 seconds whether all workers have gone.
-    time.sleep = lambda seconds: _sleep(min(seconds, 0.2))
+def make_tuner(folder):
     hypermodel = MultiTaskHyperModel(
         build,
         strategies=["joint", "alternating"],
@@ -25,7 +26,7 @@ def main(folder):
         learning_rate=(1e-3, 1e-1),
         baselines="train",
     )
-    tuner = keras_tuner.RandomSearch(
+    return keras_tuner.RandomSearch(
         hypermodel,
         hypermodel.objective,
         max_trials=3,
@@ -33,19 +34,24 @@ def main(folder):
         directory=folder,
         project_name="search",
     )
+
+
+def wait_for_all(folder, name, number):
+    """A chief leaves with its last worker: one that comes later would hang."""
+    (folder / f"{name}.ready").touch()
+    while len(list(folder.glob("*.ready"))) < number:
+        _sleep(0.1)
+
+
+def main(folder, number):
+    # The chief looks every 20 seconds whether all workers have gone.
+    time.sleep = lambda seconds: _sleep(min(seconds, 0.2))
+    tuner = make_tuner(folder)
+    wait_for_all(folder, os.environ["KERASTUNER_TUNER_ID"], number)
     tuner.search(*DATA, **{**FIT, "epochs": 1})
-    if "chief" in tuner.tuner_id:
-        return
-    (best,) = tuner.oracle.get_best_trials()
-    (model,) = tuner.get_best_models()
-    (values,) = hypermodel.baselines.trained.values() or [None]
-    result = {
-        "best": best.trial_id,
-        "score": best.score,
-        "strategy": type(model.update_strategy).__name__,
-        "baselines": values,
-    }
-    print("RESULT", json.dumps(result))
+    trained = list(tuner.hypermodel.baselines.trained.values())
+    print("BASELINES", json.dumps(trained))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

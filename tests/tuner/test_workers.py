@@ -1,5 +1,6 @@
 """A chief and two workers, as processes that talk over the loopback."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+SCRIPT = HERE / "search_process.py"
 TIMEOUT = 240  # seconds; a search takes 15 on an idle machine
 NAMES = ["chief", "worker0", "worker1"]
+
+spec = importlib.util.spec_from_file_location("search_process", SCRIPT)
+search_process = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(search_process)
 
 
 def free_port():
@@ -40,7 +46,7 @@ def start():
         output = (folder / f"{name}.txt").open("w")
         processes.append(
             subprocess.Popen(
-                [sys.executable, HERE / "search_process.py", folder],
+                [sys.executable, SCRIPT, folder, str(len(NAMES))],
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -55,40 +61,40 @@ def start():
         process.wait()
 
 
-def test_two_workers_share_a_search(start, tmp_path):
+def test_two_workers_share_a_search(start, tmp_path, monkeypatch):
     port = free_port()
     processes = {name: start(name, port, tmp_path) for name in NAMES}
-
-    def said(name):
-        return (tmp_path / f"{name}.txt").read_text()
-
+    said = {}
     # The workers first: a chief waits for ever for one that has died.
     for name in reversed(NAMES):
         code = processes[name].wait(TIMEOUT)
-        assert code == 0, f"{name}: {said(name)}"
-    results = [
-        json.loads(line.removeprefix("RESULT "))
-        for name in NAMES[1:]
-        for line in said(name).splitlines()
-        if line.startswith("RESULT ")
+        said[name] = (tmp_path / f"{name}.txt").read_text()
+        assert code == 0, f"{name}: {said[name]}"
+        assert "Traceback" not in said[name]
+    # What one who comes later finds in the folder, under the chief's name.
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    tuner = search_process.make_tuner(tmp_path)
+    trials = list(tuner.oracle.trials.values())
+    assert [trial.status for trial in trials] == ["COMPLETED"] * 3
+    (best,) = tuner.oracle.get_best_trials()
+    assert best.score == min(trial.score for trial in trials)
+    (model,) = tuner.get_best_models()
+    chosen = best.hyperparameters.values["strategy"]
+    assert type(model.update_strategy).__name__.lower() == chosen
+    # Every trial was measured against the same numbers.
+    file = tmp_path / "search" / "single_task_baselines.json"
+    stored = json.loads(file.read_text())
+    found = [
+        values
+        for name in NAMES
+        for values in json.loads(said[name].rpartition("BASELINES ")[2])
     ]
-    assert len(results) == 2
-    folder = tmp_path / "search"
-    trials = [
-        json.loads(file.read_text())
-        for file in folder.glob("trial_*/trial.json")
-    ]
-    assert len(trials) == 3
-    assert {trial["status"] for trial in trials} == {"COMPLETED"}
-    best = min(trials, key=lambda trial: trial["score"])
-    stored = json.loads((folder / "single_task_baselines.json").read_text())
-    for result in results:
-        assert result["best"] == best["trial_id"]
-        assert result["score"] == pytest.approx(best["score"])
-        chosen = best["hyperparameters"]["values"]["strategy"]
-        assert result["strategy"].lower() == chosen
-        # All trials were measured against the same numbers.
-        assert result["baselines"] in (stored, None)
-    assert any(result["baselines"] for result in results)
-    ran = [line for name in NAMES[1:] for line in said(name).splitlines()]
-    assert not any("Traceback" in line for line in ran)
+    assert found
+    assert all(values == stored for values in found)
+    for trial in trials:
+        gains = [
+            trial.metrics.get_last_value(f"val_{key}") / value - 1
+            for key, value in stored.items()
+        ]
+        expected = 100 * sum(gains) / len(gains)
+        assert trial.score == pytest.approx(expected, rel=1e-4)
