@@ -9,8 +9,8 @@ Prints a table of the trials, best first, draws them as parallel coordinates and
 measures the best model on the test set, which nothing was chosen by. Run it
 with
 
-    python examples/tune.py            # 20 trials, about 5 minutes
-    python examples/tune.py --quick    # about a minute
+    python examples/tune.py            # 20 trials of 8 epochs
+    python examples/tune.py --quick    # 12 short ones: about a minute
 
 `pip install "mtlkeras[tensorflow,datasets,plot,tuner]"` is all it needs. A
 search that was interrupted goes on where it was when it is run again.
