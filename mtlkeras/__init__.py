@@ -17,6 +17,7 @@ from mtlkeras import (
     optimizers,
     plot,
     strategies,
+    tuner,
 )
 from mtlkeras.models import MultiTaskModel
 from mtlkeras.version import __version__
@@ -34,4 +35,5 @@ __all__ = [
     "optimizers",
     "plot",
     "strategies",
+    "tuner",
 ]

@@ -618,6 +618,7 @@ PUBLIC = {
         "get",
         "ids",
     ],
+    "tuner": ["MultiTaskHyperModel"],
 }
 
 # Base classes and functions beside the objects that have an id.

@@ -22,7 +22,7 @@ ALLOWED = {
     "plot": set(),
     "registry": set(),
     "stateful_layer": set(),
-    "tuner": NOUNS,
+    "tuner": NOUNS | {"callbacks"},
     "version": set(),
 }
 

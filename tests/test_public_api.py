@@ -19,6 +19,8 @@ WITH_REGISTRY = ["aggregators", "balancers", "strategies"]
 
 
 def public_object(folder, name):
+    if folder == "tuner":
+        pytest.importorskip("keras_tuner", reason="needs the extra `tuner`")
     return getattr(importlib.import_module(f"mtlkeras.{folder}"), name)
 
 

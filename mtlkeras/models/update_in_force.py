@@ -60,13 +60,7 @@ class UpdateInForce:
         if self.aggregator is None:
             return
         groups = self.strategy.task_groups(task_names)
-        static = not (
-            self.strategy.one_group_per_step
-            or self.strategy.at_same_weights
-            or self.strategy.shuffle
-            or self.strategy.regroups != "never"
-        )
-        if not static:
+        if not self.strategy.groups_are_fixed:
             raise ValueError(
                 "An aggregator joins the gradients of a fixed group of tasks, "
                 "as 'joint', 'grouped' and 'random_groups' with "

@@ -136,6 +136,19 @@ class UpdateStrategy:
             # The partition of the batch that was trained last.
             self._draw = max(as_integer(optimizer.iterations) - 1, 0)
 
+    @property
+    def groups_are_fixed(self):
+        """Whether every batch trains the same groups, in the same order.
+
+        An aggregator can join the gradients of such groups.
+        """
+        return not (
+            self.one_group_per_step
+            or self.at_same_weights
+            or self.shuffle
+            or self.regroups != "never"
+        )
+
     def slot_learning_rates(self, task_names, groups):
         """Factor of each group's update, from `task_learning_rates`."""
         given = self.task_learning_rates or {}

@@ -16,6 +16,8 @@ OPTIONAL = ("onnxruntime", "tf2onnx", "ai_edge_litert")
 def can_run(block):
     """Whether the packages that a block needs are installed."""
     names = [name for name in OPTIONAL if name in block]
+    if "tuner" in block:
+        names.append("keras_tuner")
     if 'format="onnx"' in block:
         names += ["onnx", "tf2onnx"]
     if "tensorflow_serving" in block and not has_protos():
@@ -24,6 +26,7 @@ def can_run(block):
 
 
 @pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:keras_tuner")
 @pytest.mark.parametrize("name", PAGES)
 def test_blocks_run(name, tmp_path, monkeypatch):
     """Blocks share their names, as a reader types them one after another."""
