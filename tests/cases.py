@@ -583,6 +583,7 @@ PUBLIC = {
         "DynamicWeightAverage",
         "MaximumRoaming",
         "TaskEarlyStopping",
+        "TaskMonitor",
         "TaskWeightScheduler",
     ],
     "datasets": ["from_tfds", "interleave", "multi_digits", "scenes", "zip"],

@@ -194,7 +194,7 @@ class SelectedStep:
         for k in range(len(self.steps)):
             update_if(
                 both(live, tf.equal(chosen, k)),
-                lambda k=k: update(k),
+                lambda k=k: self.batch.watched(k, lambda: update(k)),
                 self.plan.group_variables(k) + self.model.optimizer.variables,
             )
         if scope.variables:
