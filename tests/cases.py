@@ -33,7 +33,7 @@ class Case:
         """Whether a batch ends with a forward pass that trains nothing."""
         return self.strategy().regroups == "measured"
 
-    def visits(self, task_names, step, draw=0, groups=None):
+    def visits(self, task_names, step, draw=0, groups=None, labelled=None):
         """`(group index, task names)` in the order that batch `step` visits.
 
         Args:
@@ -43,6 +43,9 @@ class Case:
                 draw groups once per epoch.
             groups: Tuple of tuples of task names, for strategies that measure
                 which tasks go together. Defaults to `None`: before they did.
+            labelled: List of booleans, which tasks have labels in the batch,
+                for strategies that choose one group, of one task. Defaults to
+                `None`: all.
         """
         strategy = self.strategy()
         strategy.bind(task_names)
@@ -67,7 +70,8 @@ class Case:
             ]
         order = range(len(groups))
         if strategy.one_group_per_step:
-            order = [int(strategy.select_group(step))]
+            flags = np.ones(len(groups), bool) if labelled is None else labelled
+            order = [int(strategy.select_labelled_group(step, flags))]
         elif strategy.shuffle:
             order = [int(k) for k in strategy.order_groups(step)]
         return [(k, groups[k]) for k in order]
@@ -579,6 +583,7 @@ PUBLIC = {
         "DynamicWeightAverage",
         "MaximumRoaming",
         "TaskEarlyStopping",
+        "TaskMonitor",
         "TaskWeightScheduler",
     ],
     "datasets": ["from_tfds", "interleave", "multi_digits", "scenes", "zip"],

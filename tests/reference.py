@@ -68,10 +68,15 @@ class Reference:
         return logs
 
     def train_batch(self, x, y):
+        labelled = {n: not np.isnan(y[n]).all() for n in self.tasks}
         visits = [
-            (slot, names, [n for n in names if not np.isnan(y[n]).all()])
+            (slot, names, [n for n in names if labelled[n]])
             for slot, names in self.case.visits(
-                self.tasks, self.step, self.draw, self.groups
+                self.tasks,
+                self.step,
+                self.draw,
+                self.groups,
+                np.array(list(labelled.values())),
             )
         ]
         visits = [visit for visit in visits if visit[2]]

@@ -35,13 +35,10 @@ def interleave(
 
     Which strategy? `"alternating"` visits just the task of the batch, with its
     own optimizer slots, whatever the order, and is right for every result of
-    this function. `"joint"` makes one update with one state in common, which
-    also moves heads of absent tasks by their momentum. `"round_robin"` and
-    `"sampled"` choose a task by themselves and leave a batch of another task
-    unused, so they need the order of the data to be theirs: `"round_robin"`
-    meets it with `probabilities=None` and data sets in the order of
-    `model.task_names`; `Sampled(probabilities, seed=s)` with the same
-    probabilities, `seed=s` and `stop=None`.
+    this function. `"round_robin"` and `"sampled"` choose among the tasks that
+    the batch labels, so here they do the same, with one head to run.
+    `"joint"` makes one update with one state in common, which also moves heads
+    of absent tasks by their momentum.
 
     Args:
         datasets: Dict from the name of a task to a batched `tf.data.Dataset`

@@ -24,6 +24,37 @@ def weighted_choice(probabilities, seed, counter):
     return ops.sum(ops.cast(drawn >= limits[:-1], "int64"), axis=-1)
 
 
+def choice_among(allowed, preferred, probabilities, seed, counter):
+    """The preferred index if it is allowed, or else a draw of one that is.
+
+    The draw is independent of that of `weighted_choice` for the same seed and
+    counter, so with what that gives as the preferred index the result has the
+    given probabilities, restricted to the allowed indices.
+
+    Args:
+        allowed: Boolean tensor of shape `[choices]`.
+        preferred: Scalar int64 tensor.
+        probabilities: Sequence of non-negative numbers, of any sum.
+        seed: Python integer.
+        counter: Integer or scalar integer tensor.
+
+    Returns:
+        A scalar int64 tensor; the preferred index if no allowed one has a
+        positive probability.
+    """
+    widths = np.diff(choice_limits(probabilities), prepend=0)
+    widths = ops.where(allowed, widths, np.zeros_like(widths))
+    limits = ops.cumsum(widths)  # [choices]
+    # 30 of the 32 bits, so that the product fits into an int64.
+    drawn = ops.bitwise_right_shift(
+        random_integers(seed, counter, 2)[1], np.asarray(2, "int64")
+    )
+    drawn = ops.bitwise_right_shift(drawn * limits[-1], np.asarray(30, "int64"))
+    drawn = ops.sum(ops.cast(drawn >= limits[:-1], "int64"))
+    keep = ops.logical_or(ops.take(allowed, preferred), limits[-1] == 0)
+    return ops.where(keep, preferred, drawn)
+
+
 def choice_limits(probabilities):
     """Where the words of each index end: a comparison of integers.
 

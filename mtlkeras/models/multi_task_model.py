@@ -3,6 +3,7 @@ import dataclasses
 import keras
 
 from mtlkeras.backend.tensorflow import MultiTaskTrainer
+from mtlkeras.callbacks.task_progress import TaskProgress
 from mtlkeras.callbacks.task_reporter import TaskReporter, finish_batch
 from mtlkeras.metrics.task_metric import TaskMetric
 from mtlkeras.models.batch_counters import BatchCounters
@@ -17,6 +18,7 @@ from mtlkeras.models.multi_task_state import MultiTaskState
 from mtlkeras.models.roaming_graph import RoamingGraph
 from mtlkeras.models.task_access import TaskAccess
 from mtlkeras.models.task_graph import is_functional
+from mtlkeras.models.task_measurements import TaskMeasurements
 from mtlkeras.models.task_set import TaskSet
 from mtlkeras.models.task_structure import TaskStructure
 from mtlkeras.models.update_in_force import UpdateInForce
@@ -206,6 +208,37 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
             self._multi_task.freezes = freezes
             self.make_train_function(force=True)
 
+    def _measure_tasks(self, every):
+        """Lets the training step measure tasks in every n-th batch.
+
+        Args:
+            every: Integer, or `None`: no more.
+
+        Returns:
+            The `TaskMeasurements` that it fills.
+        """
+        state = self._multi_task
+        state.measurements = None
+        if every is not None:
+            self._check_one_device("TaskMonitor")
+            if type(self).compute_loss is not keras.Model.compute_loss:
+                raise ValueError(
+                    "`TaskMonitor` needs the loss of each task. Received: the "
+                    f"model {type(self).__name__}, which overrides "
+                    "`compute_loss` with one total for all."
+                )
+            names, strategy = state.tasks.names, state.strategy
+            # Of groups that are drawn anew none has a motion of its own.
+            fixed = strategy.regroups == "never"
+            state.measurements = TaskMeasurements(
+                names,
+                state.plan.groups if fixed else (names,),
+                every,
+                strategy.one_group_per_step,
+            )
+        self.make_train_function(force=True)
+        return state.measurements
+
     # -- compile and fit ------------------------------------------------------
 
     def compile(
@@ -324,6 +357,9 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
         """Trains the model; see `keras.Model.fit`.
 
         Args:
+            verbose: As in Keras. With more than five tasks the progress bar
+                shows the total and the three tasks with the largest loss; the
+                history has all.
             class_weight: Dict from task names to dicts from class indices to
                 weights, `{"task": {0: 1.0, 1: 5.0}}`, which multiply the sample
                 weights; for one task also Keras's own form.
@@ -363,7 +399,7 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
                 batch_size=batch_size,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=_with_first(callbacks, reporter, self),
+                callbacks=_with_ours(callbacks, reporter, self, verbose),
                 validation_split=validation_split,
                 validation_data=validation_data,
                 shuffle=shuffle,
@@ -593,14 +629,19 @@ def _task_metrics(metrics, flags):
     )
 
 
-def _with_first(callbacks, reporter, model):
-    """The user's callbacks after ours, which prepares what they save."""
-    if callbacks is None:
-        return [reporter]
+def _with_ours(callbacks, reporter, model, verbose):
+    """The user's callbacks between ours.
+
+    The first one prepares what they save, the last one is the progress bar.
+    """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.callbacks.insert(0, reporter)
         reporter.set_model(model)
         return callbacks
-    if isinstance(callbacks, (list, tuple)):
-        return [reporter, *callbacks]
-    return [reporter, callbacks]
+    callbacks = [reporter, *keras.tree.flatten(callbacks or [])]
+    has_bar = any(
+        isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks
+    )
+    if verbose != 0 and not has_bar:
+        callbacks.append(TaskProgress())
+    return callbacks

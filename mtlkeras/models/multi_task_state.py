@@ -15,6 +15,7 @@ class MultiTaskState:
         counters: The `BatchCounters`, once the tasks are known.
         frozen: The `FrozenTasks`, once the tasks are known.
         freezes: Whether the training step heeds them.
+        measurements: The `TaskMeasurements`, while a `TaskMonitor` watches.
         class_weights: Dict from task to its class weights, of the running
             `fit`.
         flags: Dict that tells metrics what of a prediction counts.
@@ -41,6 +42,7 @@ class MultiTaskState:
         self.counters = None
         self.frozen = None
         self.freezes = False
+        self.measurements = None
         self.class_weights = {}
         self.flags = {}
         self.input_specs = None

@@ -428,6 +428,24 @@ class PerTaskOptimizer(keras.optimizers.Optimizer):
         return self.optimizers[slot].scale_loss(loss)
 
     @property
+    def inner_optimizer(self):
+        """Where `keras.callbacks.SwapEMAWeights` looks for the averages.
+
+        With `optimizers` it would look into each clone; the averages are kept
+        once, in here. There is no such attribute without averages.
+        """
+        if not (self.use_ema and self.built):
+            raise AttributeError("This optimizer averages no weights.")
+        return types.SimpleNamespace(
+            use_ema=True,
+            _trainable_variables=self._trainable_variables,
+            _model_variables_moving_average=(
+                self._model_variables_moving_average
+            ),
+            _distribution_strategy=self._distribution_strategy,
+        )
+
+    @property
     def learning_rate(self):
         if not self.optimizers:
             return self.template().learning_rate

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from mtlkeras.linalg.weighted_choice import choice_among
 from mtlkeras.strategies.update_strategy import UpdateStrategy
 
 
@@ -14,6 +15,12 @@ class RoundRobin(UpdateStrategy):
     belongs to one task anyway (one data set per task), or to spend the same
     compute per step as single-task training. Papers often call this
     "alternating", too; here `alternating` visits every task within each batch.
+
+    If task `i mod T` has no label in the batch, one of the tasks that have
+    takes its turn: the one, in a batch of one task, as `datasets.interleave`
+    makes them. Where there are several it is drawn, from `i` alone. (The next
+    one in the cycle would leave out tasks whose labels recur with a period.) A
+    batch without any label does nothing.
 
     Args:
         task_slots: Boolean. `False` keeps one optimizer state in common.
@@ -39,3 +46,7 @@ class RoundRobin(UpdateStrategy):
     def select_group(self, step):
         count = np.asarray(len(self._task_names), "int64")
         return ops.mod(ops.cast(step, "int64"), count)
+
+    def select_labelled_group(self, step, labelled):
+        uniform = [1.0] * len(self._task_names)
+        return choice_among(labelled, self.select_group(step), uniform, 0, step)

@@ -1,6 +1,6 @@
 import keras
 
-from mtlkeras.linalg.weighted_choice import weighted_choice
+from mtlkeras.linalg.weighted_choice import choice_among, weighted_choice
 from mtlkeras.strategies.update_strategy import UpdateStrategy, check_seed
 
 
@@ -13,6 +13,12 @@ class Sampled(UpdateStrategy):
     visited at different rates, e.g. in proportion to their data. The draw is a
     function of the seed and of the batch counter, so a resumed run goes on
     with the same sequence.
+
+    In a batch that lacks labels the draw is among the tasks that have some,
+    with probabilities in proportion: where the drawn task has none, another
+    one is drawn. So batches of one task, as `datasets.interleave` makes them,
+    train that task whatever the probabilities, unless its own is 0. A batch
+    without any label does nothing.
 
     Args:
         probabilities: Dict `{task: probability}` or `None` for uniform. Must
@@ -69,13 +75,21 @@ class Sampled(UpdateStrategy):
         return tuple((name,) for name in task_names)
 
     def select_group(self, step):
-        names = self._task_names
-        probabilities = self.probabilities or {}
-        return weighted_choice(
-            [probabilities.get(name, 1.0 / len(names)) for name in names],
+        return weighted_choice(self._in_order(), self.seed, step)
+
+    def select_labelled_group(self, step, labelled):
+        return choice_among(
+            labelled,
+            self.select_group(step),
+            self._in_order(),
             self.seed,
             step,
         )
+
+    def _in_order(self):
+        names = self._task_names
+        probabilities = self.probabilities or {}
+        return [probabilities.get(name, 1.0 / len(names)) for name in names]
 
     def get_config(self):
         return {

@@ -66,6 +66,19 @@ class UpdateStrategy:
         """Index of the group that batch number `step` trains (scalar)."""
         raise NotImplementedError
 
+    def select_labelled_group(self, step, labelled):
+        """As `select_group`, for a batch that may lack labels.
+
+        By default it pays no heed to labels: a batch does nothing if it has
+        none for the selected group.
+
+        Args:
+            step: Number of the batch.
+            labelled: Boolean tensor `[groups]`, which groups have labels in
+                the batch.
+        """
+        return self.select_group(step)
+
     def order_groups(self, step):
         """Order in which batch number `step` visits the groups, `[groups]`."""
         raise NotImplementedError

@@ -364,6 +364,9 @@ class TestTraining:
                 Sampled(P, seed=5),
                 {"probabilities": P, "seed": 5, "stop": None},
             ),
+            # Orders of their own, which the labels of the batch overrule.
+            ("round_robin", {"probabilities": "proportional"}),
+            ("sampled", {"stop": "once"}),
         ],
     )
     def test_no_batch_is_left_unused(self, strategy, arguments):

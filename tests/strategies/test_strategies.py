@@ -318,6 +318,64 @@ def test_sampled_certain_task(certain):
     np.testing.assert_array_equal(chosen, TASKS.index(certain))
 
 
+@pytest.mark.parametrize("id", ["round_robin", "sampled"])
+def test_with_all_labels_the_choice_is_the_one_without(id):
+    strategy = bound(IDS[id]())
+    every = np.ones(len(TASKS), bool)
+    for step in range(20):
+        assert int(strategy.select_labelled_group(step, every)) == int(
+            strategy.select_group(step)
+        )
+
+
+@pytest.mark.parametrize("id", ["round_robin", "sampled"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_only_labelled_task_is_chosen(id, jit):
+    import tensorflow as tf
+
+    strategy = bound(IDS[id]())
+    select = tf.function(strategy.select_labelled_group, jit_compile=jit)
+    for step in range(12):
+        labelled = np.arange(len(TASKS)) == step * 7 % len(TASKS)
+        chosen = int(select(tf.constant(step), tf.constant(labelled)))
+        assert labelled[chosen]
+
+
+def test_sampled_draws_among_the_labelled_in_proportion():
+    probabilities = {"a": 0.5, "b": 0.25, "c": 0.1, "d": 0.15, "e": 0.0}
+    strategy = bound(Sampled(probabilities, seed=1))
+    labelled = np.array([False, True, True, False, True])
+    draws = 2000
+    chosen = many(
+        lambda step: strategy.select_labelled_group(step, labelled), draws
+    )
+    counts = np.bincount(chosen, minlength=5)
+    expected = draws * np.array([0, 0.25, 0.1, 0, 0]) / 0.35
+    assert counts[[0, 3, 4]].tolist() == [0, 0, 0]
+    chi_square = np.sum((counts - expected)[1:3] ** 2 / expected[1:3])
+    assert chi_square < 1 + 4 * math.sqrt(2)
+
+
+def test_sampled_never_trains_a_task_of_probability_0():
+    strategy = bound(Sampled({n: float(n == "a") for n in TASKS}, seed=1))
+    labelled = np.array([False, True, True, True, True])
+    for step in range(20):
+        assert int(strategy.select_labelled_group(step, labelled)) == 0
+
+
+def test_round_robin_gives_an_unlabelled_turn_to_all_others():
+    strategy = bound(RoundRobin())
+    labelled = np.array([True, False, True, False, True])
+    chosen = many(
+        lambda step: strategy.select_labelled_group(step, labelled), 500
+    ).reshape(-1, 5)
+    for turn in (0, 2, 4):
+        assert set(chosen[:, turn]) == {turn}
+    for turn in (1, 3):
+        shares = np.bincount(chosen[:, turn], minlength=5)[::2] / 100
+        assert np.all(np.abs(shares - 1 / 3) < 4 * math.sqrt(2 / 900))
+
+
 def test_sampled_seeds_differ():
     draws = [
         tuple(many(bound(Sampled(seed=seed)).select_group, 30))

@@ -45,6 +45,7 @@ class Batch:
         balancer, self.gradient_norms = self.loss_weights.balancer, None
         if balancer is not None and balancer.requires_gradient_norms:
             self.gradient_norms = GradientNorms(self)
+        self.monitor = None  # a `BatchMonitor`
         self.losses = {}
         self.predictions = {}
         self.ran = dict(self.labelled)
@@ -58,6 +59,13 @@ class Batch:
         if all(weight is None for weight in self.weights.values()):
             return None
         return self.tasks.pack(self.weights)
+
+    def watched(self, index, update):
+        """Runs a group's update, under the eyes of the monitor if any."""
+        if self.monitor is None:
+            update()
+        else:
+            self.monitor.watch(index, update)
 
     def any_labelled(self, names):
         return any_of([self.labelled[name] for name in names])

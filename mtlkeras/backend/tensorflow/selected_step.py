@@ -1,7 +1,7 @@
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.batch import both
+from mtlkeras.backend.tensorflow.batch import all_flags, both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.gradient_norms import is_input
 from mtlkeras.backend.tensorflow.replicas import (
@@ -30,7 +30,12 @@ def selected_step(batch):
     step = SelectedStep(batch)
     results = step.empty()
     if strategy.one_group_per_step:
-        chosen = strategy.select_group(optimizer.iterations)
+        if step.labelled is True:
+            chosen = strategy.select_group(optimizer.iterations)
+        else:
+            chosen = strategy.select_labelled_group(
+                optimizer.iterations, step.labelled
+            )
         results = step.run(tf.cast(chosen, tf.int32), results)
     else:
         order = tf.cast(strategy.order_groups(optimizer.iterations), tf.int32)
@@ -95,6 +100,10 @@ class SelectedStep:
         self.in_trunk = {id(v) for v in trunk.variables}
         self.direct = [v for v in self.shared if id(v) in in_heads]
         self.blank = batch.blank_predictions()
+        # By group, `[groups]`; `True` if nothing can be missing.
+        self.labelled = all_flags(
+            [batch.any_labelled(group) for group in self.plan.groups]
+        )
 
     def empty(self):
         count = len(self.plan.groups)
@@ -163,12 +172,7 @@ class SelectedStep:
         if not is_loss_scaled(self.model.optimizer):
             checked += list(shared_gradients.values()) + out["own"]
         finite = all_finite(checked)
-        labelled = tf.stack(
-            [
-                tf.convert_to_tensor(self.batch.any_labelled(group))
-                for group in self.plan.groups
-            ]
-        )[chosen]
+        labelled = True if self.labelled is True else self.labelled[chosen]
         live = both(labelled, finite)
 
         def update(k):
@@ -190,7 +194,7 @@ class SelectedStep:
         for k in range(len(self.steps)):
             update_if(
                 both(live, tf.equal(chosen, k)),
-                lambda k=k: update(k),
+                lambda k=k: self.batch.watched(k, lambda: update(k)),
                 self.plan.group_variables(k) + self.model.optimizer.variables,
             )
         if scope.variables:

@@ -185,6 +185,15 @@ class GroupStep:
             if g is not None
         ]
 
+        def apply_slot():
+            optimizer.apply_slot(
+                self.slot,
+                [g for g, _ in pairs],
+                [v for _, v in pairs],
+                first_update=self.first_update(),
+                resting=self.resting(),
+            )
+
         def commit():
             if not isinstance(optimizer, PerTaskOptimizer):
                 with (
@@ -193,13 +202,7 @@ class GroupStep:
                 ):
                     optimizer.apply_gradients(pairs)
             elif pairs:
-                optimizer.apply_slot(
-                    self.slot,
-                    [g for g, _ in pairs],
-                    [v for _, v in pairs],
-                    first_update=self.first_update(),
-                    resting=self.resting(),
-                )
+                self.batch.watched(self.index, apply_slot)
             self.scope.commit(lambda tasks: self.is_first(tasks, ran_before))
 
         changed = variables + self.scope.variables

@@ -4,6 +4,7 @@ import tensorflow as tf
 from mtlkeras.backend.tensorflow.affinity_step import affinity_step
 from mtlkeras.backend.tensorflow.aggregated_step import AggregatedStep
 from mtlkeras.backend.tensorflow.batch import Batch
+from mtlkeras.backend.tensorflow.batch_monitor import BatchMonitor
 from mtlkeras.backend.tensorflow.feature_step import FeatureStep
 from mtlkeras.backend.tensorflow.fused import fused_update
 from mtlkeras.backend.tensorflow.joint_step import joint_step
@@ -27,6 +28,9 @@ class TensorFlowMultiTaskTrainer:
         self._bind_to(x)
         state = self._multi_task
         batch = Batch(self, x, y, sample_weight, training=True)
+        if state.measurements is not None:
+            batch.monitor = BatchMonitor(batch)
+            batch.monitor.measure()
         strategy = state.strategy
         aggregator = state.update.aggregator
         if aggregator is not None:
@@ -99,6 +103,17 @@ class TensorFlowMultiTaskTrainer:
     def _select_updates(self, optimizer):
         """Lets updates that depend on a condition run on several replicas."""
         optimizer.replace_branches(update_if)
+
+    def _check_one_device(self, name):
+        """Refuses what is measured on one device only."""
+        strategy = self.distribute_strategy
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                f"`{name}` measures on one device: no branch of a training "
+                "step can hold the exchange between several. Received a model "
+                f"on {strategy.num_replicas_in_sync} replicas. Leave it out, "
+                "or train some batches on one device to measure there."
+            )
 
     def _find_connections(self, tasks, inputs):
         """Which trainable variables the gradient of each output reaches.
