@@ -213,15 +213,23 @@ RUNS = {
         },
     },
 }
+# Gradients are exchanged in a scope of one replica, too.
+RUNS["one replica"] = {
+    "joint": RUNS["strategies"]["joint/partial"],
+    "alternating": RUNS["strategies"]["alternating/partial"],
+}
 
 
 def main():
     warnings.simplefilter("ignore")
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    devices = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    names = ["CPU:0"]
+    if sys.argv[1] != "one replica":
+        names.append("CPU:1")
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
+    devices = tf.distribute.MirroredStrategy(names)
     results = {}
     for key, arguments in RUNS[sys.argv[1]].items():
         try:

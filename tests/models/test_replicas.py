@@ -20,11 +20,12 @@ AT_LEAST = {
     "aggregators": len(RULES) + 2,
     "balancers": len(mtlkeras.balancers.ids()) + 3,
     "models": 6,
+    "one replica": 2,
 }
 
 
 @pytest.mark.parametrize("runs", AT_LEAST)
-def test_two_replicas_equal_one_device(runs):
+def test_replicas_equal_one_device(runs):
     """In a process of its own, which makes two devices of one processor."""
     root = HERE.parents[1]
     path = os.pathsep.join([str(root), str(root / "tests")])

@@ -5,7 +5,7 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.replicas import every_replica
+from mtlkeras.backend.tensorflow.replicas import MIRRORED, every_replica
 
 
 class DistributedTrainer:
@@ -113,12 +113,6 @@ class DistributedTrainer:
                     f"Received: {name}={value}. Leave it out, or train on one "
                     "device without a scope."
                 )
-
-
-MIRRORED = (
-    tf.distribute.MirroredStrategy,
-    tf.distribute.MultiWorkerMirroredStrategy,
-)
 
 
 def is_multi_worker(strategy):
