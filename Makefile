@@ -14,11 +14,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install quickstart test lint format wheel-test benchmark clean
+# The oldest releases that setup.cfg allows, each with its patches.
+OLDEST ?= keras==3.14.* tensorflow-cpu==2.19.*
+OLDEST_RUN := .venv-oldest/bin/python
+
+.PHONY: help install quickstart test test-oldest lint format wheel-test
+.PHONY: benchmark clean
 
 help:
 	@echo "make quickstart   train on real data with three strategies"
 	@echo "make test         run all tests"
+	@echo "make test-oldest  run them on the oldest Keras and TensorFlow"
 	@echo "make lint         check style and format (make format: mend them)"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
 	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
@@ -49,6 +55,15 @@ quickstart: install
 test: install
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
+# In an environment of its own. Not the documentation and the packaging, which
+# are the same with any release.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST_RUN) -m pip install --disable-pip-version-check \
+	  --progress-bar off --quiet --editable ".[$(EXTRAS)]" $(OLDEST)
+	$(OLDEST_RUN) -m pytest $(PYTEST_ARGS) --ignore=tests/docs \
+	  --ignore=tests/examples --ignore=tests/test_packaging.py
+
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -77,9 +92,9 @@ benchmark: install
 	$(RUN) benchmarks/aggregators.py
 	$(RUN) benchmarks/balancers.py
 
-# Keeps .venv, which may be hard to get again; `rm -rf .venv` removes it.
+# Keeps .venv and .venv-oldest, which may be hard to get again; `rm -rf` them.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	rm -f quickstart.keras quickstart.png
-	find . -name .venv -prune -o -name __pycache__ -type d -prune \
+	find . -name '.venv*' -prune -o -name __pycache__ -type d -prune \
 	  -exec rm -rf {} +

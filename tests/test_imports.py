@@ -16,7 +16,7 @@ ALLOWED = {
     # Weights are derivatives, which `keras.ops` does not have.
     "balancers": {"backend", "linalg", "registry", "stateful_layer"},
     "backend": set(),
-    # TensorBoard's events are written by the framework.
+    # It writes TensorBoard's events, and knows which worker writes files.
     "callbacks": NOUNS | {"backend"},
     "datasets": {"backend", "linalg"},
     "linalg": set(),

@@ -4,10 +4,13 @@ import json
 import numbers
 import os
 import re
+import tempfile
 import warnings
 
 import keras
 import numpy as np
+
+from mtlkeras.backend.tensorflow import writes_files
 
 # Says which data files are the backup in force; replaced atomically.
 INDEX = "backup.json"
@@ -111,6 +114,9 @@ class BackupAndResume(keras.callbacks.Callback):
       without end (`dataset.repeat()`) to avoid it.
     - Under `tf.distribute` a resumed metric is spread evenly over the replicas,
       so the logs of the resumed epoch may differ by rounding.
+    - Of several workers (`MultiWorkerMirroredStrategy`) the chief writes the
+      backup and all read it, so the directory must be one that all of them see.
+      If one worker is killed, all of them must be started again.
     """
 
     def __init__(self, backup_dir, save_freq="epoch", delete_backup=True):
@@ -148,6 +154,7 @@ class BackupAndResume(keras.callbacks.Callback):
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.model.trainable_variables)
 
+        self._writes = writes_files(self.model)
         self._batch = 0  # batches of the running epoch
         self._offset = 0  # read from its iterator before the epoch began
         self._iterator = None
@@ -250,6 +257,8 @@ class BackupAndResume(keras.callbacks.Callback):
         self._iterator = None
         self._backup = None
         self._uncommitted = None
+        if not self._writes:
+            return
         if self.delete_backup and os.path.isdir(self.backup_dir):
             # The index first: without it there is no backup.
             for name in (INDEX, NEW_INDEX):
@@ -360,21 +369,21 @@ class BackupAndResume(keras.callbacks.Callback):
 
     def _write(self, epoch, batch, logs=None):
         """Writes a backup under new names; `_commit` puts it in force."""
-        os.makedirs(self.backup_dir, exist_ok=True)
         last_number = max(
             (int(DATA_FILE.fullmatch(f).group(1)) for f in self._data_files()),
             default=0,
         )
         name = f"backup-{last_number + 1}"
         files = [f"{name}.weights.h5", f"{name}.npz"]
-        self.model.save_weights(self._path(files[0]))
         # Between two epochs there are no metrics: `fit` resets them.
         metrics = self.model.metrics_variables if batch else []
-        variables = unsaved_variables(self.model) + metrics
-        np.savez(
-            self._path(files[1]),
-            *[variable.numpy() for variable in variables],
-        )
+        if self._writes:
+            os.makedirs(self.backup_dir, exist_ok=True)
+            self._write_files(self.backup_dir, files, metrics)
+        else:
+            # To read a variable may take all workers, as for those of metrics.
+            with tempfile.TemporaryDirectory() as directory:
+                self._write_files(directory, files, metrics)
         return {
             "files": files,
             "epoch": epoch,
@@ -383,6 +392,12 @@ class BackupAndResume(keras.callbacks.Callback):
             "metrics": signature(metrics),
             **self._run_signature(),
         }
+
+    def _write_files(self, directory, files, metrics):
+        weights_file, state_file = (os.path.join(directory, f) for f in files)
+        self.model.save_weights(weights_file)
+        variables = unsaved_variables(self.model) + metrics
+        np.savez(state_file, *[variable.numpy() for variable in variables])
 
     def _run_signature(self):
         """What must be the same in the run that resumes."""
@@ -396,6 +411,8 @@ class BackupAndResume(keras.callbacks.Callback):
 
     def _commit(self, backup, offset):
         """Puts a backup in force, atomically, and deletes the one before."""
+        if not self._writes:
+            return
         backup["offset"] = offset
         backup["fresh_iterators"] = self._fresh_iterators
         with open(self._path(NEW_INDEX), "w", encoding="utf-8") as file:

@@ -101,7 +101,7 @@ class MaximumRoaming(keras.callbacks.Callback):
     @property
     def updates(self):
         """Dict from the name of each `RoamingMask` to its number of updates."""
-        return {mask.name: int(mask.updates) for mask in self.masks}
+        return {mask.name: as_int(mask.updates) for mask in self.masks}
 
     def on_train_begin(self, logs=None):
         if not self.masks:
@@ -119,9 +119,9 @@ class MaximumRoaming(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.period == "epoch" and self.finish_by is None:
             return
-        step = int(self.model.optimizer.iterations)
+        step = as_int(self.model.optimizer.iterations)
         for mask in self.masks:
-            last, period = int(mask.last_step), self._period_of(mask)
+            last, period = as_int(mask.last_step), self._period_of(mask)
             # An execution may hold several batches; and batches that a resumed
             # run has seen before are reported once more.
             if step // period > last // period:
@@ -134,6 +134,11 @@ class MaximumRoaming(keras.callbacks.Callback):
             return self.period
         count = round(self.update_ratio * mask.max_updates)
         return max(self.finish_by // max(count, 1), 1)
+
+
+def as_int(variable):
+    # A variable of several replicas is no number for Python.
+    return int(keras.ops.convert_to_numpy(variable))
 
 
 def is_positive_integer(value):

@@ -23,7 +23,10 @@ from mtlkeras.models.task_set import TaskSet
 from mtlkeras.models.task_structure import TaskStructure
 from mtlkeras.models.update_in_force import UpdateInForce
 from mtlkeras.optimizers.given_optimizer import as_template, check_unclaimed
-from mtlkeras.optimizers.per_task_optimizer import PerTaskOptimizer
+from mtlkeras.optimizers.per_task_optimizer import (
+    PerTaskOptimizer,
+    innermost,
+)
 from mtlkeras.strategies.joint import Joint
 
 
@@ -284,6 +287,9 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
             )
         given = keras.optimizers.get(optimizer)
         check_unclaimed(given, self.variables)
+        self._check_distribution(
+            innermost(given), jit_compile, steps_per_execution
+        )
         update = self._resolve(strategy, aggregator, balancer)
         arguments = {
             "optimizer": given,
@@ -382,16 +388,18 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
                 "The data set given to `fit` must hold at least one batch. "
                 "Received an empty one."
             )
-        update = self._resolve(
-            self._multi_task.strategy if strategy is IN_FORCE else strategy,
-            self.aggregator if aggregator is IN_FORCE else aggregator,
-            self.balancer if balancer is IN_FORCE else balancer,
-        )
+        with self._distribution_scope():
+            update = self._resolve(
+                self._multi_task.strategy if strategy is IN_FORCE else strategy,
+                self.aggregator if aggregator is IN_FORCE else aggregator,
+                self.balancer if balancer is IN_FORCE else balancer,
+            )
         before = (self._multi_task.update, self.train_function)
         reporter = TaskReporter()
         try:
-            self._bind_early(x)
-            self._change(update)
+            with self._distribution_scope():
+                self._bind_early(x)
+                self._change(update)
             class_weight = self._take_class_weights(class_weight)
             return super().fit(
                 x=x,
@@ -435,7 +443,8 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_compiled("train_on_batch")
-        self._bind_early(x)
+        with self._distribution_scope():
+            self._bind_early(x)
         logs = super().train_on_batch(x, y, *args, **kwargs)
         finish_batch(self)
         self._multi_task.counters.reset()

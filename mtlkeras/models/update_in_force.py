@@ -2,6 +2,8 @@ import dataclasses
 import math
 import warnings
 
+import keras
+
 from mtlkeras import aggregators, balancers, strategies
 from mtlkeras.models.update_plan import UpdatePlan
 from mtlkeras.optimizers.given_optimizer import fits
@@ -173,7 +175,7 @@ class UpdateInForce:
         fresh = (
             before is None
             or not before.built
-            or not int(innermost(before)._iterations)
+            or not keras.ops.convert_to_numpy(innermost(before)._iterations)
         )
         self.check_accumulation(user_optimizer)
         if self.strategy.updates_jointly and fresh:
@@ -212,6 +214,7 @@ class UpdateInForce:
         if not isinstance(optimizer, PerTaskOptimizer):
             if not optimizer.built:
                 optimizer.build(model.trainable_variables)
+            model._heed_every_replica([optimizer])
             return
         if optimizer.slots is None and not self.strategy.updates_jointly:
             optimizer.configure(
@@ -223,6 +226,7 @@ class UpdateInForce:
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         model._select_updates(optimizer)
+        model._heed_every_replica(optimizer.optimizers)
         if optimizer.fused and len(optimizer.slots) > 1:
             model._fuse_updates(optimizer)
 
@@ -231,7 +235,9 @@ class UpdateInForce:
         if isinstance(self.optimizer, PerTaskOptimizer):
             self.optimizer.carry_over(old)
         elif not callable(innermost(self.optimizer)._learning_rate):
-            self.optimizer.learning_rate = float(old.learning_rate)
+            self.optimizer.learning_rate = float(
+                keras.ops.convert_to_numpy(old.learning_rate)
+            )
 
     def warn_if_weights_cancel(self, tasks):
         """Loss weights do next to nothing to slots of adaptive optimizers."""

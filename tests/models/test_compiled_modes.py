@@ -1,11 +1,6 @@
-"""The same training in graphs, eager mode, XLA, half precision, replicas."""
+"""The same training in graphs, in eager mode, by XLA, in half precision."""
 
 import functools
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import nets
@@ -19,7 +14,6 @@ from mtlkeras import strategies
 TASKS = nets.TASKS
 every_strategy = pytest.mark.parametrize("case", STRATEGIES, ids=repr)
 BY_ID = {case.id: case for case in STRATEGIES}
-HERE = pathlib.Path(__file__).parent
 
 
 def network(dropout):
@@ -256,28 +250,3 @@ def test_scaling_can_be_left_out(policy):
     )
     for clone in model.optimizer.optimizers:
         assert not isinstance(clone, keras.optimizers.LossScaleOptimizer)
-
-
-# -- replicas ---------------------------------------------------------------
-
-
-def test_two_replicas_equal_one_device():
-    """In a process of its own, which makes two devices of one processor."""
-    root = HERE.parents[1]
-    path = os.pathsep.join([str(root), str(root / "tests")])
-    result = subprocess.run(
-        [sys.executable, str(HERE / "mirrored.py")],
-        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    compared = json.loads(result.stdout.splitlines()[-1])
-    assert len(compared) >= len(STRATEGIES) + 2
-    failed = {key: found for key, found in compared.items() if "error" in found}
-    assert not failed
-    for key, found in compared.items():
-        assert found["moved"] > 1e-3, key
-        assert found["weights"] < 1e-6, key
-        assert found["logs"] < 1e-5, key

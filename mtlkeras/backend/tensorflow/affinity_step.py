@@ -8,7 +8,7 @@ from mtlkeras.backend.tensorflow.regrouped_step import (
     update_head,
 )
 from mtlkeras.backend.tensorflow.replicas import (
-    num_replicas,
+    exchanges,
     sum_over_replicas,
     update_if,
 )
@@ -25,7 +25,7 @@ def affinity_step(batch):
     """
     loop = AffinityLoop(batch)
     results = loop.empty()
-    if num_replicas() > 1:
+    if exchanges():
         # No loop in the graph can hold the exchange between replicas. What
         # lies behind the last group has no members and changes nothing.
         for position in range(len(loop.names)):

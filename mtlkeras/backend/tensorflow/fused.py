@@ -11,7 +11,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.replicas import num_replicas
+from mtlkeras.backend.tensorflow.replicas import exchanges
 
 
 def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
@@ -57,7 +57,7 @@ def fused_updates(optimizer):
     With many tasks, Keras's operations one by one for every head take longer
     than the heads. Replicas have a way of their own.
     """
-    if num_replicas() > 1:
+    if exchanges():
         yield
         return
     unfused = optimizer._backend_update_step

@@ -4,7 +4,7 @@ from mtlkeras.backend.tensorflow.batch import both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
-    num_replicas,
+    exchanges,
     update_if,
 )
 from mtlkeras.backend.tensorflow.state import is_loss_scaled, updated_state
@@ -49,7 +49,7 @@ def joint_step(batch):
     for name in tasks.names:
         batch.losses[name] = values.get(name, loss)
         batch.ran[name] = both(batch.labelled[name], finite)
-    if variables and num_replicas() == 1:
+    if variables and not exchanges():
         tf.cond(finite, update, leave_out)
     elif variables:
         update_if(finite, update, variables + model.optimizer.variables)

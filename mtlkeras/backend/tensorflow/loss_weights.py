@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
-    num_replicas,
+    exchanges,
     sum_over_replicas,
 )
 
@@ -30,9 +30,7 @@ class LossWeights:
         # Traced once for all sub-steps. Replicas cannot exchange in there, and
         # XLA loses the order of a function with state and other updates.
         if not (
-            num_replicas() > 1
-            or batch.model.jit_compile
-            or tf.executing_eagerly()
+            exchanges() or batch.model.jit_compile or tf.executing_eagerly()
         ):
             self.measure = tf.function(self.measure, autograph=False)
 

@@ -7,9 +7,22 @@ wait for an update that the other leaves out.
 
 import tensorflow as tf
 
+MIRRORED = (
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+)
+
 
 def num_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def exchanges():
+    """Whether updates exchange gradients, which no branch or loop can hold.
+
+    With a mirrored strategy they do, be it of a single replica.
+    """
+    return isinstance(tf.distribute.get_strategy(), MIRRORED)
 
 
 def sum_over_replicas(tensor):
@@ -37,15 +50,15 @@ def every_replica(flags):
 def update_if(condition, update, variables):
     """Runs an update where the condition holds.
 
-    With several replicas an update exchanges gradients, which no branch can
-    hold; so it always runs, and values are selected afterwards.
+    Where an update exchanges gradients, no branch can hold it; so it always
+    runs, and values are selected afterwards.
 
     Args:
         condition: Boolean tensor, equal on all replicas.
         update: Function without arguments.
         variables: All variables that the update may change.
     """
-    if num_replicas() == 1:
+    if not exchanges():
         tf.cond(condition, update, lambda: None)
         return
     before = [tf.identity(v.value) for v in variables]

@@ -5,6 +5,7 @@ from mtlkeras.backend.tensorflow.batch import all_flags, both
 from mtlkeras.backend.tensorflow.finite import all_finite
 from mtlkeras.backend.tensorflow.gradient_norms import is_input
 from mtlkeras.backend.tensorflow.replicas import (
+    exchanges,
     num_replicas,
     sum_over_replicas,
     update_if,
@@ -39,7 +40,7 @@ def selected_step(batch):
         results = step.run(tf.cast(chosen, tf.int32), results)
     else:
         order = tf.cast(strategy.order_groups(optimizer.iterations), tf.int32)
-        if num_replicas() > 1:
+        if exchanges():
             # No loop in the graph can hold the exchange between replicas.
             for position in range(count):
                 results = step.run(order[position], results)

@@ -5,6 +5,7 @@ from mtlkeras.backend.tensorflow.affinity_step import affinity_step
 from mtlkeras.backend.tensorflow.aggregated_step import AggregatedStep
 from mtlkeras.backend.tensorflow.batch import Batch
 from mtlkeras.backend.tensorflow.batch_monitor import BatchMonitor
+from mtlkeras.backend.tensorflow.distribution import DistributedTrainer
 from mtlkeras.backend.tensorflow.feature_step import FeatureStep
 from mtlkeras.backend.tensorflow.fused import fused_update
 from mtlkeras.backend.tensorflow.joint_step import joint_step
@@ -16,7 +17,7 @@ from mtlkeras.backend.tensorflow.sequential_step import sequential_step
 from mtlkeras.backend.tensorflow.simultaneous_step import simultaneous_step
 
 
-class TensorFlowMultiTaskTrainer:
+class TensorFlowMultiTaskTrainer(DistributedTrainer):
     """Steps of a `MultiTaskModel` on TensorFlow, beside Keras's own trainer.
 
     Keras's `fit` and `evaluate` stay as they are; they call `train_step` and
@@ -52,7 +53,7 @@ class TensorFlowMultiTaskTrainer:
             sequential_step(batch)
         batch.loss_weights.finish_batch()
         batch.count()
-        return batch.compute_metrics()
+        return self._step_logs(batch.compute_metrics())
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -64,7 +65,7 @@ class TensorFlowMultiTaskTrainer:
         batch.losses = dict(batch.tasks.values)
         batch.extra = [total - batch.group_loss(batch.losses)]
         batch.track(total)
-        return batch.compute_metrics()
+        return self._step_logs(batch.compute_metrics())
 
     def _run(self, layer, x, training):
         """Calls a model or a part of it as Keras's trainer does."""
@@ -125,7 +126,9 @@ class TensorFlowMultiTaskTrainer:
         Returns:
             Dict from output name to a set of variable indices.
         """
-        variables = self.trainable_variables
+        # Of several replicas the first: their graphs are the same.
+        replicas = self.distribute_strategy.experimental_local_results
+        variables = [replicas(v.value)[0] for v in self.trainable_variables]
         reach = {}
 
         def trace(x):
@@ -137,9 +140,7 @@ class TensorFlowMultiTaskTrainer:
                     for name in tasks.names
                 }
             for name in tasks.names:
-                gradients = tape.gradient(
-                    sums[name], [v.value for v in variables]
-                )
+                gradients = tape.gradient(sums[name], variables)
                 reach[name] = {
                     i for i, g in enumerate(gradients) if g is not None
                 }
