@@ -2,7 +2,7 @@
 # the environment .venv by itself, once.
 
 PYTHON ?= python3
-EXTRAS ?= tensorflow-cpu,datasets,plot,export,test
+EXTRAS ?= tensorflow-cpu,datasets,plot,export,docs,test
 # Options for pytest, as in: make test PYTEST_ARGS="-x tests/datasets"
 PYTEST_ARGS ?= -n 2
 
@@ -14,12 +14,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install quickstart test lint format wheel-test benchmark clean
+.PHONY: help install quickstart test lint format docs wheel-test benchmark clean
 
 help:
 	@echo "make quickstart   train on real data with three strategies"
 	@echo "make test         run all tests"
 	@echo "make lint         check style and format (make format: mend them)"
+	@echo "make docs         build the pages of docs/ into build/docs"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
 	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
 	@echo "make clean        remove what was built, but keep .venv"
@@ -56,6 +57,14 @@ lint: install
 format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Every warning is an error; `make test` runs the code of the pages. Begins anew
+# each time: docstrings are no files that Sphinx watches.
+docs: install
+	rm -rf build/docs
+	TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m sphinx --fail-on-warning --keep-going \
+	  --quiet docs build/docs
+	@echo "Built build/docs/index.html"
 
 # The wheel in an environment that has never seen the checkout. `build/` goes
 # first: setuptools would pack files that were deleted since the last build.
