@@ -2,7 +2,7 @@
 # the environment .venv by itself, once.
 
 PYTHON ?= python3
-EXTRAS ?= tensorflow-cpu,datasets,plot,export,test
+EXTRAS ?= tensorflow-cpu,datasets,plot,export,docs,test
 # Options for pytest, as in: make test PYTEST_ARGS="-x tests/datasets"
 PYTEST_ARGS ?= -n 2
 
@@ -19,13 +19,14 @@ OLDEST ?= keras==3.14.* tensorflow-cpu==2.19.*
 OLDEST_RUN := .venv-oldest/bin/python
 
 .PHONY: help install quickstart test test-oldest lint format wheel-test
-.PHONY: benchmark clean
+.PHONY: docs benchmark clean
 
 help:
 	@echo "make quickstart   train on real data with three strategies"
 	@echo "make test         run all tests"
 	@echo "make test-oldest  run them on the oldest Keras and TensorFlow"
 	@echo "make lint         check style and format (make format: mend them)"
+	@echo "make docs         build the pages of docs/ into build/docs"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
 	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
 	@echo "make clean        remove what was built, but keep .venv"
@@ -71,6 +72,14 @@ lint: install
 format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Every warning is an error; `make test` runs the code of the pages. Begins anew
+# each time: docstrings are no files that Sphinx watches.
+docs: install
+	rm -rf build/docs
+	TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m sphinx --fail-on-warning --keep-going \
+	  --quiet docs build/docs
+	@echo "Built build/docs/index.html"
 
 # The wheel in an environment that has never seen the checkout. `build/` goes
 # first: setuptools would pack files that were deleted since the last build.

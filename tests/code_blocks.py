@@ -4,8 +4,10 @@ import contextlib
 import io
 import re
 
-# A line of its own that says in a comment what it prints.
-PRINTS = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)
+# A call that says in a comment what it prints, on one line or on several.
+PRINTS = re.compile(
+    r"^print\((?:.*\)|\n(?:    .*\n)+\))  # (.+)$", re.MULTILINE
+)
 
 
 def python_blocks(text):

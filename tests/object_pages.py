@@ -23,7 +23,8 @@ class ObjectPages(Pages):
         argument: Name of the argument of `compile` that takes its ids.
         base: The class with the arguments that `README.md` explains.
         without_page: Names that the module exports and no page is about.
-        without_id: Names of the files of classes that have no id.
+        without_id: Names of the files of classes that have no id, or none that
+            would do by itself.
     """
 
     def __init__(self, module, argument, base, without_page, without_id=()):

@@ -28,7 +28,9 @@ class Aggregator(StatefulLayer):
     in `build_state` with `add_state`: they are saved with the model and
     restored, and `reset_state` sets them back.
 
-    Attributes that a subclass sets (default in brackets):
+    What a subclass declares is listed here with its default in brackets.
+
+    Attributes that a subclass sets:
         requires_losses: Whether `task_losses` must be given (`False`).
         requires_positive_losses: Whether a task whose loss is not positive is
             to be left out and reported, as one that is not finite (`False`).

@@ -37,7 +37,9 @@ class LossBalancer(StatefulLayer):
 
     Variables that are learned need a `LearnedLossBalancer`.
 
-    Attributes that a subclass sets (default in brackets):
+    What a subclass declares is listed here with its default in brackets.
+
+    Attributes that a subclass sets:
         requires_all_losses: Whether a task's weight depends on the losses of
             other tasks, so that it is 1 until all are known (`True`).
         requires_positive_losses: Whether losses plus `offset` must be

@@ -11,7 +11,9 @@ class UpdateStrategy:
     step it needs; the trainer reads them and never asks for a name. Write your
     own by subclassing it and implementing `task_groups`.
 
-    Attributes that a subclass sets (defaults in brackets):
+    What a subclass declares is listed here with its default in brackets.
+
+    Attributes that a subclass sets:
         updates_jointly: One ordinary Keras step on the weighted sum of the
             losses, with the user's own optimizer (`False`).
         one_group_per_step: A step trains only the group `select_group(step)`

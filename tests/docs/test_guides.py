@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from code_blocks import python_blocks, run_block
+from code_blocks import promised_output, python_blocks, run_block
 from prediction_server import has_protos, start_server
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "guides"
@@ -43,7 +43,10 @@ def test_blocks_run(name, tmp_path, monkeypatch):
             folder = tmp_path / "serving" / "digits"
             server, address = start_server(folder, "digits")
             block = block.replace("localhost:8500", address)
-        run_block(block, f"{name}.md, block {number}", namespace)
+        where = f"{name}.md, block {number}"
+        printed = run_block(block, where, namespace).splitlines()
+        promised = promised_output(block)
+        assert [line for line in printed if line in promised] == promised
         if server is not None:
             server.stop(grace=None).wait()
     if skipped:

@@ -7,7 +7,7 @@ import pytest
 from object_pages import HEADINGS, ObjectPages
 from pages import check_block
 
-from mtlkeras import aggregators, balancers
+from mtlkeras import aggregators, balancers, strategies
 
 FOLDERS = [
     ObjectPages(
@@ -22,6 +22,13 @@ FOLDERS = [
         "balancer",
         balancers.LossBalancer,
         without_page=["LearnedLossBalancer", "LossBalancer"],
+    ),
+    ObjectPages(
+        strategies,
+        "strategy",
+        strategies.UpdateStrategy,
+        without_page=["UpdateStrategy"],
+        without_id=["grouped"],
     ),
 ]
 
