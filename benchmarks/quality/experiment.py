@@ -57,7 +57,11 @@ def read_experiment(path, smoke=False):
             f"{sorted(defaults)}. Received: {sorted(config)} in {path}"
         )
     if config["methods"] == "all":
-        config["methods"] = list(METHODS)
+        config["methods"] = [
+            name
+            for name, method in METHODS.items()
+            if not method.get("only_named")
+        ]
     unknown = set(config["methods"]) - set(METHODS)
     if unknown:
         raise ValueError(

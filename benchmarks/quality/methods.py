@@ -14,6 +14,7 @@ A method is a dict, all of it plain JSON, of which each key may be missing:
 - `callbacks`: list of callbacks, as objects.
 - `roaming`: arguments of `MultiTaskModel.with_roaming`.
 - `separate`: one network per task, each tuned by itself.
+- `only_named`: not part of `methods = "all"`.
 
 Objects with an argument `seed` get the seed of the run.
 """
@@ -76,6 +77,17 @@ METHODS = {
     "famo": {
         "compile": {"balancer": "famo"},
         "search": {"balancer.decay": {"choice": [1e-3, 1e-4, 1e-5]}},
+    },
+    # For the landscape, whose losses are above these bounds; no decay, as in
+    # the paper.
+    "famo_with_bounds": {
+        "compile": {
+            "balancer": {
+                "class_name": "FAMO",
+                "config": {"decay": 0.0, "offset": [2.1, 21.0]},
+            }
+        },
+        "only_named": True,
     },
     "geometric_mean": {"compile": {"balancer": "geometric_mean"}},
     "gradnorm": {

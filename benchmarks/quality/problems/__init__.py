@@ -23,7 +23,7 @@ def _get(name, arguments):
 
 def describe(name, arguments):
     """`(task names, None)`, or `(None, why the problem cannot run here)`."""
-    reason = find(name).missing_data()
+    reason = find(name).missing_data(**arguments)
     if reason:
         return None, reason
     return list(get(name, arguments).task_names), None

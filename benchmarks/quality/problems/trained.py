@@ -37,18 +37,21 @@ class TrainedProblem:
         epochs: At most so many.
         batch_size: Rows per batch.
         patience: Epochs without a better score after which training stops.
+        passes: Passes over the rows that count as one epoch.
     """
 
     optimizer = {"class_name": "AdamW"}
 
-    def __init__(self, epochs, batch_size, patience):
+    def __init__(self, epochs, batch_size, patience, passes=1):
+        self.passes = passes
         self.epochs = epochs
         self.batch_size = batch_size
         self.patience = patience
         self._worst = None
 
     @staticmethod
-    def missing_data():
+    def missing_data(**arguments):
+        """Why the data are not here and how to get them, or `None`."""
         return None
 
     @property
@@ -95,9 +98,9 @@ class TrainedProblem:
         model = self.compile(method, cell)
         keeper = BestEpoch(self, cell["tasks"])
         rows = len(next(iter(self.data[0][1].values())))
-        steps = rows // self.batch_size
+        steps = rows // self.batch_size * self.passes
         model.fit(
-            self.batches(cell, rows, steps),
+            self.batches(cell, rows),
             epochs=self.epochs,
             steps_per_epoch=steps,
             shuffle=False,
@@ -137,13 +140,14 @@ class TrainedProblem:
         )
         return model
 
-    def batches(self, cell, rows, steps):
+    def batches(self, cell, rows):
         """Batches of all epochs, in an order that only the seed decides."""
         generator = np.random.default_rng([cell["seed"], 7])
+        whole = rows // self.batch_size * self.batch_size
         order = np.concatenate(
             [
-                generator.permutation(rows)[: steps * self.batch_size]
-                for _ in range(self.epochs)
+                generator.permutation(rows)[:whole]
+                for _ in range(self.epochs * self.passes)
             ]
         )
         x, y = self.data[0]
