@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import mtlkeras
-from benchmarks.quality import protocols, runner, schema, search, store
+from benchmarks.quality import (
+    problems,
+    protocols,
+    runner,
+    schema,
+    search,
+    store,
+)
 from benchmarks.quality.experiment import (
     CONFIGS,
     find_configs,
@@ -154,6 +161,130 @@ def test_tables_and_figures(folder, tmp_path, capsys):
     figures.draw(configs, folder, tmp_path)
     for name in RAN:
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+# -- problems ------------------------------------------------------------------
+
+
+def losses_of_constants(problem):
+    """Each task's metrics of its best constant, as `score` divides by them."""
+    return {k: float(v) for k, v in problem.worst.items()}
+
+
+def test_missing_data_is_a_skip_with_a_reason(tmp_path):
+    config = small("landscape")
+    config |= {"name": "absent", "problem": "mtan_scenes"}
+    config["arguments"] = {"directory": str(tmp_path)}
+    skipped = runner.run([config], tmp_path, 1)
+    assert "No pictures in" in skipped["absent"]
+
+
+def test_linear_groups_have_the_known_optimum():
+    """With the true directions the error is that of the noise."""
+    problem = problems.get("linear_groups", {"tasks_per_group": 2})
+    (x, y), _, (x_test, y_test) = problem.data
+    assert x.shape == (15, 6, 20)
+    targets = {}
+    for task, place in problem.places.items():
+        # Many rows give the direction: the test rows, by least squares.
+        found = np.linalg.lstsq(x_test[:, place], y_test[task][:, 0])
+        targets[task] = found[0]
+        np.testing.assert_allclose(found[1] / 480, 0.01, rtol=0.25)
+    # Tasks of a group share a direction, of different groups they do not.
+    names = list(targets)
+
+    def cosine(a, b):
+        a, b = targets[names[a]], targets[names[b]]
+        return abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert cosine(0, 3) > 0.999
+    assert cosine(0, 1) < 0.8
+
+
+def test_attributes_are_as_frequent_as_said():
+    problem = problems.get("attributes", {"rows": 2000})
+    shares = [
+        float(np.mean(np.concatenate([y[task] for _, y in problem.data])))
+        for task in problem.task_names
+    ]
+    np.testing.assert_allclose(shares, np.geomspace(0.02, 0.5, 40), atol=1e-3)
+    assert set(losses_of_constants(problem).values()) == {1.0}
+
+
+def test_moons_turned_is_another_question():
+    problem = problems.get("moons", {})
+    labels = problem.data[2][1]
+    for task in ("moon", "turned", "noise"):
+        assert 0.4 < labels[task].mean() < 0.6
+    agree = np.mean(labels["moon"] == labels["turned"])
+    assert 0.1 < agree < 0.9
+    assert 0.45 < np.mean(labels["moon"] == labels["noise"]) < 0.55
+
+
+def test_scores_of_the_dense_metrics():
+    """A perfect guess has no error; a known one has the known error."""
+    problem = problems.get(
+        "dense_scenes", {"size": 16, "rows": 4, "held_out": 4}
+    )
+    labels = problem.data[2][1]
+    perfect = dict(labels)
+    perfect["segmentation"] = np.eye(7)[labels["segmentation"]]
+    for task in problem.task_names:
+        found = problem.measure(task, labels[task], perfect[task])
+        np.testing.assert_allclose(list(found.values()), 0, atol=0.1)
+    found = problem.measure("depth", labels["depth"], labels["depth"] + 0.5)
+    assert found["depth_error"] == pytest.approx(0.5, rel=1e-5)
+    # Turned by a right angle about one axis that is at a right angle, too.
+    across = np.stack(
+        [labels["normals"][..., 1], -labels["normals"][..., 0]], -1
+    )
+    across = np.concatenate([across, np.zeros_like(across[..., :1])], -1)
+    found = problem.measure("normals", labels["normals"], across)
+    assert found["mean_angle"] == pytest.approx(90, abs=1e-3)
+    assert found["beyond_30"] == 1
+
+
+def test_arrays_of_mtan_are_read_and_unknown_pixels_left_out(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 10), ("val", 2)):
+        for k in range(count):
+            label = generator.integers(-1, 3, (9, 12))
+            normals = generator.normal(size=(9, 12, 3))
+            normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+            arrays = {
+                "image": generator.uniform(size=(9, 12, 3)),
+                "label": label,
+                "depth": np.abs(label)[..., None] * 2.0,
+                "normal": normals * (label >= 0)[..., None],
+            }
+            for name, array in arrays.items():
+                (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+                np.save(tmp_path / part / name / f"{k}.npy", array)
+    arguments = {"directory": str(tmp_path), "classes": 3, "filters": [4, 4]}
+    problem = problems.get("mtan_scenes", arguments)
+    assert [len(x) for x, _ in problem.data] == [8, 2, 2]
+    labels = problem.data[2][1]
+    # Right where something is known, wrong where nothing is.
+    found = problem.measure(
+        "segmentation",
+        labels["segmentation"],
+        np.eye(3)[np.maximum(labels["segmentation"], 0)],
+    )
+    assert list(found.values()) == [0, 0]
+    depth = np.where(labels["depth"] > 0, labels["depth"], 99.0)
+    assert problem.measure("depth", labels["depth"], depth) == {
+        "depth_error": 0,
+        "relative_depth_error": 0,
+    }
+    loss = problem.losses["depth"](labels["depth"], labels["depth"] + 1.0)
+    assert float(loss) == pytest.approx(1.0)
+    inputs, outputs = problem.build({}, problem.task_names)
+    shapes = {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+    assert shapes == {
+        "segmentation": (9, 12, 3),
+        "depth": (9, 12, 1),
+        "normals": (9, 12, 3),
+    }
 
 
 # -- the protocol --------------------------------------------------------------

@@ -49,6 +49,8 @@ class DenseScenes(TrainedProblem):
         held_out: Pictures to validate and pictures to test on.
     """
 
+    predict_size = 50
+
     def __init__(
         self,
         size=32,

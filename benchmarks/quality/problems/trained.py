@@ -41,6 +41,7 @@ class TrainedProblem:
     """
 
     optimizer = {"class_name": "AdamW"}
+    predict_size = 500
 
     def __init__(self, epochs, batch_size, patience, passes=1):
         self.passes = passes
@@ -85,7 +86,7 @@ class TrainedProblem:
 
     def evaluate(self, model, split, tasks):
         x, y = self.data[split]
-        outputs = model.predict(x, batch_size=500, verbose=0)
+        outputs = model.predict(x, batch_size=self.predict_size, verbose=0)
         found = {}
         for task in tasks:
             found.update(self.measure(task, y[task], outputs[task]))
