@@ -40,7 +40,8 @@ def run(configs, folder, processes=2, methods=None, fresh=False):
     # Not forked: TensorFlow's threads do not survive it.
     context = multiprocessing.get_context("spawn")
     skipped = {}
-    with context.Pool(processes) as pool:
+    # New processes now and then: TensorFlow does not give all memory back.
+    with context.Pool(processes, maxtasksperchild=12) as pool:
         for config in configs:
             # Asked in a process of the pool: this one needs no TensorFlow.
             task_names, reason = pool.apply(

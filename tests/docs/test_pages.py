@@ -9,7 +9,7 @@ from code_blocks import promised_output, python_blocks, run_block
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = ["metrics.md", "datasets/README.md", "datasets/from_tfds.md"]
 NAMES += ["datasets/interleave.md", "plots.md", "callbacks.md"]
-NAMES += ["maximum_roaming.md"]
+NAMES += ["maximum_roaming.md", "benchmarks.md"]
 PAGES = {name: (DOCS / name).read_text() for name in NAMES}
 BLOCKS = [
     pytest.param(name, number, block, id=f"{name}-{number}")

@@ -115,6 +115,25 @@ def test_a_second_run_gives_the_same_numbers(folder, tmp_path):
     assert len(set(errors)) > 1  # seeds do differ
 
 
+def test_cells_do_not_depend_on_those_before():
+    """The compiled model is used again, with all its state set back."""
+    problem = problems.get("landscape", {})
+
+    def ends(starts):
+        cells = [
+            {
+                "tasks": list(problem.task_names),
+                "setting": {"learning_rate": 0.01, "rounds": 100, "start": s},
+                "seed": 0,
+            }
+            for s in starts
+        ]
+        method = METHODS["random_loss_weighting"]
+        return [problem.run(method, cell)["test"] for cell in cells]
+
+    assert ends([0, 1, 2]) == ends([2, 1, 0])[::-1]
+
+
 @pytest.mark.parametrize("name", RAN)
 def test_a_run_resumes_with_what_is_missing(folder, name):
     config = small(name)

@@ -96,8 +96,12 @@ class AnalyticProblem:
             train = self.make_loop(model)
             # Some state is made in the first step.
             train(tf.constant(0))
+            parts = [model, model.optimizer, model.balancer, model.aggregator]
             variables = {
-                id(v): v for v in model.variables + model.optimizer.variables
+                id(variable): variable
+                for part in parts
+                if part is not None
+                for variable in part.variables
             }
             before = [(v, v.numpy()) for v in variables.values()]
             self._compiled = key, (model, train, before)
