@@ -115,7 +115,10 @@ def test_a_second_run_gives_the_same_numbers(folder, tmp_path):
     assert len(set(errors)) > 1  # seeds do differ
 
 
-def test_cells_do_not_depend_on_those_before():
+@pytest.mark.parametrize(
+    "method", ["random_loss_weighting", "uncertainty_weighting"]
+)
+def test_cells_do_not_depend_on_those_before(method):
     """The compiled model is used again, with all its state set back."""
     problem = problems.get("landscape", {})
 
@@ -128,8 +131,7 @@ def test_cells_do_not_depend_on_those_before():
             }
             for s in starts
         ]
-        method = METHODS["random_loss_weighting"]
-        return [problem.run(method, cell)["test"] for cell in cells]
+        return [problem.run(METHODS[method], cell)["test"] for cell in cells]
 
     assert ends([0, 1, 2]) == ends([2, 1, 0])[::-1]
 

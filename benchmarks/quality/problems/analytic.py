@@ -69,6 +69,9 @@ class AnalyticProblem:
         model, train, before = self.compiled(method, cell)
         for variable, value in before:
             variable.assign(value)
+        for rule in (model.balancer, model.aggregator):
+            if rule is not None:
+                rule.reset_state()
         (point,) = model.trainable_variables
         point.assign(self.start(setting))
         model.optimizer.learning_rate = setting["learning_rate"] * method.get(
@@ -96,12 +99,8 @@ class AnalyticProblem:
             train = self.make_loop(model)
             # Some state is made in the first step.
             train(tf.constant(0))
-            parts = [model, model.optimizer, model.balancer, model.aggregator]
             variables = {
-                id(variable): variable
-                for part in parts
-                if part is not None
-                for variable in part.variables
+                id(v): v for v in model.variables + model.optimizer.variables
             }
             before = [(v, v.numpy()) for v in variables.values()]
             self._compiled = key, (model, train, before)
