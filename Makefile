@@ -19,7 +19,7 @@ OLDEST ?= keras==3.14.* tensorflow-cpu==2.19.*
 OLDEST_RUN := .venv-oldest/bin/python
 
 .PHONY: help install quickstart test test-oldest lint format wheel-test
-.PHONY: docs benchmark clean
+.PHONY: docs benchmark quality clean
 
 help:
 	@echo "make quickstart   train on real data with three strategies"
@@ -29,6 +29,7 @@ help:
 	@echo "make docs         build the pages of docs/ into build/docs"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
 	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
+	@echo "make quality      compare how methods train, on two cores (an hour)"
 	@echo "make clean        remove what was built, but keep .venv"
 
 # `installed` holds what was installed from: file times alone mean nothing after
@@ -100,6 +101,12 @@ benchmark: install
 	$(RUN) benchmarks/step_time.py
 	$(RUN) benchmarks/aggregators.py
 	$(RUN) benchmarks/balancers.py
+
+# Resumes: only what is missing from benchmarks/quality/results is computed.
+quality: install
+	$(RUN) -m benchmarks.quality run cpu --processes 2
+	$(RUN) -m benchmarks.quality table cpu --write
+	$(RUN) -m benchmarks.quality plot cpu
 
 # Keeps .venv and .venv-oldest, which may be hard to get again; `rm -rf` them.
 clean:

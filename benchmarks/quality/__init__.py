@@ -1,0 +1,1 @@
+"""Which method trains better: experiments that can be run again one by one."""
