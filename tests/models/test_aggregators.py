@@ -812,36 +812,47 @@ def test_trains_on_digits_in_one_trace(case, digits):
         assert later[f"{task}_loss"][0] < history[f"{task}_loss"][0]
 
 
-@pytest.mark.parametrize("case", cases.RULES, ids=repr)
-def test_half_precision_layers_give_float32_gradients(case, monkeypatch):
-    """Also with gradients at features, which are of the layers' dtype."""
+def seen_by_the_rule(case, place, policy):
+    """What a rule gets in the first two steps, and the weights after them."""
     x, y = batch()
-    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras.mixed_precision.set_global_policy(policy)
     try:
         model = nets.mlp()
     finally:
         keras.mixed_precision.set_global_policy("float32")
+    rule = type(case.given).from_config({**case.config, "gradients_at": place})
+    seen = []
+    method = "weigh" if case.is_gramian else "aggregate"
+    original = getattr(rule, method)
+
+    def note(matrix, *arguments):
+        seen.append(np.array(matrix))
+        return original(matrix, *arguments)
+
+    object.__setattr__(rule, method, note)
+    optimizer = keras.optimizers.SGD(1e-3)
+    if policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 2.0**10)
+    model.compile(
+        optimizer, loss=nets.losses(), aggregator=rule, run_eagerly=True
+    )
+    for _ in range(2):
+        model.train_on_batch(x, y)
+    return seen, nets.values(model.trainable_variables)
+
+
+@pytest.mark.parametrize("case", cases.RULES, ids=repr)
+def test_half_precision_layers_give_float32_gradients(case):
+    """Not scaled, in the precision of the variables, also at features."""
     for place in ("parameters", "features"):
         if place == "features" and not case.given.allows_features:
             continue
-        config = {**case.config, "gradients_at": place}
-        rule = type(case.given).from_config(config)
-        seen = []
-        method = "weigh" if case.is_gramian else "aggregate"
-        original = getattr(rule, method)
-
-        def note(matrix, *arguments, original=original, seen=seen):
-            seen.append(keras.backend.standardize_dtype(matrix.dtype))
-            return original(matrix, *arguments)
-
-        object.__setattr__(rule, method, note)
-        model.compile(
-            keras.optimizers.SGD(1e-3),
-            loss=nets.losses(),
-            aggregator=rule,
-            run_eagerly=True,
-        )
-        model.train_on_batch(x, y)
-        assert set(seen) == {"float32"}
-        for value in nets.values(model.variables):
-            assert np.isfinite(value).all()
+        wanted, _ = seen_by_the_rule(case, place, "float32")
+        for policy in ("mixed_bfloat16", "mixed_float16"):
+            seen, weights = seen_by_the_rule(case, place, policy)
+            for found, matrix in zip(seen, wanted, strict=True):
+                assert found.dtype == np.float32
+                error = np.linalg.norm(found - matrix)
+                assert error <= 0.05 * np.linalg.norm(matrix), (place, policy)
+            for value in weights:
+                assert np.isfinite(value).all()
