@@ -28,7 +28,7 @@ help:
 	@echo "make lint         check style and format (make format: mend them)"
 	@echo "make docs         build the pages of docs/ into build/docs"
 	@echo "make wheel-test   run the quickstart from a wheel in a new environment"
-	@echo "make benchmark    measure step times into benchmarks/ (50 minutes)"
+	@echo "make benchmark    measure step times into benchmarks/README.md (50 minutes)"
 	@echo "make quality      compare how methods train, on two cores (an hour)"
 	@echo "make clean        remove what was built, but keep .venv"
 
@@ -98,9 +98,7 @@ wheel-test: install
 	cd build/wheel-test && venv/bin/python quickstart.py
 
 benchmark: install
-	$(RUN) benchmarks/step_time.py
-	$(RUN) benchmarks/aggregators.py
-	$(RUN) benchmarks/balancers.py
+	$(RUN) -m benchmarks.speed run --write
 
 # Resumes: only what is missing from benchmarks/quality/results is computed.
 quality: install

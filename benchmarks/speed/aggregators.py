@@ -1,7 +1,7 @@
 """Step time of every aggregator, beside plain steps and bare backward passes.
 
-    python benchmarks/aggregators.py            # all of it, about 25 minutes
-    python benchmarks/aggregators.py --quick    # a few rounds, no memory
+    python -m benchmarks.speed.aggregators          # about 25 minutes
+    python -m benchmarks.speed.aggregators --quick  # a few rounds, no memory
 
 Prints tables and writes them to a JSON file. `benchmarks/README.md` says how
 to read them.
@@ -13,8 +13,8 @@ import statistics
 import time
 from pathlib import Path
 
-import memory
-from report import (
+from benchmarks.speed import memory
+from benchmarks.speed.report import (
     describe_run,
     print_memory,
     print_run,
@@ -23,7 +23,7 @@ from report import (
     write,
 )
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 PLAIN, FLOOR = "stock, all heads", "forward, T backward"
 # Plain steps that a step takes elsewhere on the MLP at T = 40, on two cores:
 # LibMTL (main, May 2025) and TorchJD 0.18.0 under PyTorch on the CPU.
@@ -51,7 +51,7 @@ MEMORY = (
 def main(arguments=None):
     options = parse(arguments)
     # Imported here: a parent of measuring processes stays small and quick.
-    import nets
+    from benchmarks.speed import nets
 
     started = time.perf_counter()
     parts = ["rows", "first_steps", "solvers", "memory"]
@@ -96,8 +96,11 @@ def parse(arguments):
     add("--rules", nargs="+", choices=ids, default=ids)
     add("--seconds", type=float, help="to measure for each net and T")
     add("--memory", action=argparse.BooleanOptionalAction)
-    add("--output", type=Path, default=HERE / "aggregators.json")
+    add("--output", type=Path, help="the JSON file")
     options = parser.parse_args(arguments)
+    if options.output is None:
+        folder = RESULTS / "quick" if options.quick else RESULTS
+        options.output = folder / "aggregators.json"
     if options.seconds is None:
         options.seconds = 4.0 if options.quick else 60.0
     if options.memory is None:
@@ -110,7 +113,7 @@ def parse(arguments):
 
 def measure_steps(nets, net, tasks, options):
     """Step times and first steps for one net and one number of tasks."""
-    import measure
+    from benchmarks.speed import measure
 
     known = nets.configurations(tasks)
     ours = [

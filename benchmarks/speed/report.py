@@ -36,6 +36,7 @@ def describe_run(options, parts):
 def write(report, path, started):
     """Writes a report with the seconds since `started`."""
     report["seconds"] = round(time.perf_counter() - started)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Peak memory of a configuration, in a process of its own.
 
-python benchmarks/memory.py mlp 40 alternating   # bytes over the imports
+python -m benchmarks.speed.memory mlp 40 alternating
 """
 
 import concurrent.futures
@@ -25,7 +25,14 @@ def peaks(cases):
 def _peak(case):
     net, tasks, name = case
     done = subprocess.run(
-        [sys.executable, __file__, net, str(tasks), name],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.speed.memory",
+            net,
+            str(tasks),
+            name,
+        ],
         # Where this process found the package, from any folder.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -42,8 +49,7 @@ def _peak(case):
 
 
 def main(net, tasks, name):
-    import measure
-    import nets
+    from benchmarks.speed import measure, nets
 
     before = measure.peak_bytes()
     _, step = nets.build_step(net, nets.configurations(int(tasks))[name])

@@ -1,7 +1,7 @@
 """Step time, first step, memory and slots of every strategy, beside Keras.
 
-    python benchmarks/step_time.py            # all of it, about 12 minutes
-    python benchmarks/step_time.py --quick    # a few rounds, about 2 minutes
+    python -m benchmarks.speed.strategies          # about 16 minutes
+    python -m benchmarks.speed.strategies --quick  # a few rounds
 
 Prints tables and writes them to a JSON file. `benchmarks/README.md` says how
 to read them.
@@ -13,8 +13,8 @@ import gc
 import time
 from pathlib import Path
 
-import memory
-from report import (
+from benchmarks.speed import memory
+from benchmarks.speed.report import (
     describe_run,
     print_memory,
     print_run,
@@ -23,7 +23,7 @@ from report import (
     write,
 )
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ MEMORY = (
 def main(arguments=None):
     options = parse(arguments)
     # Imported here: a parent of measuring processes stays small and quick.
-    import nets
+    from benchmarks.speed import nets
 
     started = time.perf_counter()
     report = describe_run(options, ["rows", "first_steps", "slots", "memory"])
@@ -167,8 +167,11 @@ def parse(arguments):
     add("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
     add("--seconds", type=float, help="to measure for each net and T")
     add("--memory", action=argparse.BooleanOptionalAction)
-    add("--output", type=Path, default=HERE / "step_time.json")
+    add("--output", type=Path, help="the JSON file")
     options = parser.parse_args(arguments)
+    if options.output is None:
+        folder = RESULTS / "quick" if options.quick else RESULTS
+        options.output = folder / "strategies.json"
     if options.seconds is None:
         options.seconds = 4.0 if options.quick else 35.0
     if options.memory is None:
@@ -214,13 +217,13 @@ def measure_steps(nets, net, tasks, options):
 
 
 def timed_first(step):
-    import measure
+    from benchmarks.speed import measure
 
     return measure.timed(step)
 
 
 def compare_rows(rows, steps, tasks, groups, options):
-    import measure
+    from benchmarks.speed import measure
 
     times = measure.take_turns(
         steps, options.seconds, (3, 8) if options.quick else (5, 40)

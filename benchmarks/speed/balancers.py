@@ -1,7 +1,7 @@
 """Step time of every balancer, beside the plain joint step.
 
-    python benchmarks/balancers.py            # all of it, about 6 minutes
-    python benchmarks/balancers.py --quick    # a few rounds
+    python -m benchmarks.speed.balancers          # about 6 minutes
+    python -m benchmarks.speed.balancers --quick  # a few rounds
 
 Prints tables and writes them to a JSON file. `benchmarks/README.md` says how
 to read them.
@@ -12,9 +12,15 @@ import gc
 import time
 from pathlib import Path
 
-from report import describe_run, print_run, print_table, say, write
+from benchmarks.speed.report import (
+    describe_run,
+    print_run,
+    print_table,
+    say,
+    write,
+)
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 STOCK, JOINT, FORWARD = "stock, all heads", "joint", "forward"
 SAME_BATCH = "famo, same batch"
 LAST_LAYER = "gradnorm, last shared layer"
@@ -25,7 +31,7 @@ TARGET_ELSE = 1.03
 
 def main(arguments=None):
     options = parse(arguments)
-    import nets
+    from benchmarks.speed import nets
 
     started = time.perf_counter()
     report = describe_run(options, ["rows", "first_steps"])
@@ -55,8 +61,11 @@ def parse(arguments):
     add("--nets", nargs="+", choices=["mlp", "conv"], default=["mlp", "conv"])
     add("--rules", nargs="+", choices=every, default=every)
     add("--seconds", type=float, help="to measure for each net and T")
-    add("--output", type=Path, default=HERE / "balancers.json")
+    add("--output", type=Path, help="the JSON file")
     options = parser.parse_args(arguments)
+    if options.output is None:
+        folder = RESULTS / "quick" if options.quick else RESULTS
+        options.output = folder / "balancers.json"
     if options.seconds is None:
         options.seconds = 4.0 if options.quick else 60.0
     return options
@@ -64,7 +73,7 @@ def parse(arguments):
 
 def measure_steps(nets, net, tasks, options):
     """Step times and first steps for one net and one number of tasks."""
-    import measure
+    from benchmarks.speed import measure
 
     known = nets.configurations(tasks)
     # What a process does once only belongs to no configuration.

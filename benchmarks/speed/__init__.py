@@ -1,0 +1,1 @@
+"""What methods cost: step times, first steps, memory, beside stock Keras."""
