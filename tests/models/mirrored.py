@@ -24,6 +24,10 @@ OPTIMIZERS = {
         0.01, weight_decay=0.1, epsilon=1e-3
     ),
     "averaged": lambda: keras.optimizers.SGD(0.01, use_ema=True),
+    # A gradient of 4 overflows, as float16 does with others.
+    "overflow": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.01), initial_scale=2.0**126
+    ),
 }
 # Missing labels are the harder case; these have code of their own without.
 ALSO_FULL = ("alternating",)
@@ -70,6 +74,8 @@ def data(labels):
         y["middle"][8:12] = np.nan  # none on the first replica
         y["right"][[16, 17, 22]] = np.nan  # unequal numbers
         y["middle"][21] = np.inf  # on the second replica only
+    elif labels == "overflow":
+        y["middle"][13] = 30.0  # on the second replica only
     return x, y
 
 
@@ -197,6 +203,11 @@ RUNS = {
             "labels": "averaged",
             "strategy": strategies.Alternating,
             "evaluate": True,
+        },
+        "overflow, joint": {"labels": "overflow"},
+        "overflow, alternating": {
+            "labels": "overflow",
+            "strategy": strategies.Alternating,
         },
         "joint, then others": {
             "change": {

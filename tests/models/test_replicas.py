@@ -19,7 +19,7 @@ AT_LEAST = {
     "strategies": len(STRATEGIES) + 2,
     "aggregators": len(RULES) + 2,
     "balancers": len(mtlkeras.balancers.ids()) + 3,
-    "models": 6,
+    "models": 8,
     "one replica": 2,
 }
 
