@@ -314,8 +314,8 @@ def test_gramian_path_equals_jacobian_path(case):
 
 @one_per_class
 def test_wants_as_many_tasks_as_it_was_built_for(case):
-    rule = compiled(case, T, P).rule
-    rule.reset_state()
+    rule = case.aggregator()
+    rule.build((T, P))
     name = type(rule).__name__
     with pytest.raises(ValueError, match=f"{name} was built for 3.*of 2 tasks"):
         rule(np.ones((2, P)), np.ones(2))
