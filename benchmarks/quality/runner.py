@@ -7,10 +7,10 @@ import platform
 import sys
 import time
 
-from benchmarks import measure
 from benchmarks.quality import problems, store
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.protocols import missing_cells
+from benchmarks.speed import measure
 
 # One thread per process: two processes then share two cores fairly, and sums
 # are taken in the same order in every run.
