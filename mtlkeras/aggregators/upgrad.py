@@ -27,7 +27,7 @@ class UPGrad(GramianAggregator):
     there is no conflict it is the mean. Choose it as a conflict-free drop-in
     for the sum of losses.
 
-    Solved exactly, for all tasks at once, by an interior point method.
+    Solved exactly, for all tasks at once, by an active set method.
 
     Args:
         preference: Sequence of non-negative floats `p_i`, one per task, with a

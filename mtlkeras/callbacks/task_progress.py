@@ -7,7 +7,9 @@ WORST_TASKS = 3
 
 
 class TaskProgress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar, readable with many tasks; `fit` adds it by itself.
+    """Keras's progress bar, readable with many tasks.
+
+    `fit` and `evaluate` add it by themselves.
 
     For more than five tasks it shows the total and, of the tasks, the three
     with the largest loss (in validation, where there is one) with their
@@ -20,6 +22,12 @@ class TaskProgress(keras.callbacks.ProgbarLogger):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, self._shown(logs))
+
+    def on_test_batch_end(self, batch, logs=None):
+        super().on_test_batch_end(batch, self._shown(logs))
+
+    def on_test_end(self, logs=None):
+        super().on_test_end(self._shown(logs))
 
     def _shown(self, logs):
         """The part of the logs that is shown, in this order."""

@@ -2,6 +2,7 @@ import functools
 
 from keras import ops
 
+from mtlkeras.linalg.active_set import active_set
 from mtlkeras.linalg.positive_definite import matvec, solver
 
 MAX_STEPS = 20
@@ -11,20 +12,29 @@ FLOOR = 1e-40
 def nonnegative_qp(matrix, linear, ridge):
     """Minimises `y' C y / 2 + b' y` over `y >= 0`, for many `b` at once.
 
-    A primal-dual interior point method (Mehrotra's predictor and corrector).
-    Where the minimum is not unique (rank-deficient `C`) every answer has the
-    same `C y`.
+    An active set method, and where that finds no answer within the accuracy
+    of `C` a primal-dual interior point method (Mehrotra's predictor and
+    corrector). Where the minimum is not unique (rank-deficient `C`) every
+    answer has the same `C y`.
 
     Args:
         matrix: `C`, float64 tensor of shape `[size, size]`, positive
             semidefinite with a diagonal of 1.
         linear: `b`, float64 tensor of shape `[..., size]`, elements within
             -1 and 1.
-        ridge: Float, relative size of what is added to a Newton matrix.
+        ridge: Float, the relative accuracy of `C`. As much is added to a
+            Newton matrix.
 
     Returns:
         `y`, a tensor of shape `[..., size]`.
     """
+    y, solved = active_set(matrix, linear, ridge)
+    other = interior_point(matrix, linear, ridge, solved)
+    return ops.where(solved[..., None], y, other)
+
+
+def interior_point(matrix, linear, ridge, done):
+    """As `nonnegative_qp`, but problems that are `done` are left alone."""
 
     def go_on(y, s, done):
         return ops.logical_not(ops.all(done))
@@ -53,7 +63,6 @@ def nonnegative_qp(matrix, linear, ridge):
         return ops.where(keep, y, new_y), ops.where(keep, s, new_s), done
 
     ones = ops.ones_like(linear)
-    done = ops.zeros(linear.shape[:-1], "bool")
     return ops.while_loop(
         go_on, step, (ones, ones, done), maximum_iterations=MAX_STEPS
     )[0]

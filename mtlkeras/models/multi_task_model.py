@@ -441,6 +441,41 @@ class MultiTaskModel(MultiTaskTrainer, TaskAccess, keras.Model):
             self.train_function = None
         return left
 
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """Loss and metrics on a data set; see `keras.Model.evaluate`.
+
+        Args:
+            verbose: As in Keras. With more than five tasks the progress bar
+                shows the total and the three tasks with the largest loss.
+
+        Returns:
+            The total loss and the values of all tasks, as Keras returns them.
+        """
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = _with_bar(keras.tree.flatten(callbacks or []), verbose)
+        return super().evaluate(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            verbose=verbose,
+            sample_weight=sample_weight,
+            steps=steps,
+            callbacks=callbacks,
+            return_dict=return_dict,
+            **kwargs,
+        )
+
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_compiled("train_on_batch")
         with self._distribution_scope():
@@ -648,9 +683,12 @@ def _with_ours(callbacks, reporter, model, verbose):
         reporter.set_model(model)
         return callbacks
     callbacks = [reporter, *keras.tree.flatten(callbacks or [])]
-    has_bar = any(
-        isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks
-    )
-    if verbose != 0 and not has_bar:
-        callbacks.append(TaskProgress())
-    return callbacks
+    return _with_bar(callbacks, verbose)
+
+
+def _with_bar(callbacks, verbose):
+    """With our progress bar, where there is to be one and none is there."""
+    bars = [
+        c for c in callbacks if isinstance(c, keras.callbacks.ProgbarLogger)
+    ]
+    return callbacks if bars or verbose == 0 else [*callbacks, TaskProgress()]

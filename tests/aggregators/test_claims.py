@@ -107,25 +107,13 @@ def assert_harmless(direction, jacobian, kind):
     assert np.all(gains >= -1e-10 * np.linalg.norm(jacobian)), kind
 
 
-# Where opposite gradients leave the cone without interior an interior point
-# method gets half the digits.
-CONE_KINDS = [kind for kind in KINDS if kind != "opposite"]
-
-
 def test_upgrad_is_the_mean_of_projections():
-    for kind, jacobian in many(CONE_KINDS):
+    for kind, jacobian in many(KINDS):
         direction = large("upgrad").padded(jacobian)
         wanted = np.mean([project_on_cone(g, jacobian) for g in jacobian], 0)
         error = np.linalg.norm(direction - wanted)
-        assert error <= 1e-10 * np.linalg.norm(jacobian), kind
+        assert error <= 1e-12 * np.linalg.norm(jacobian), kind
         assert_harmless(direction, jacobian, kind)
-
-
-def test_upgrad_between_opposite_gradients():
-    for _, jacobian in many(["opposite"]):
-        direction = large("upgrad").padded(jacobian)
-        wanted = np.mean([project_on_cone(g, jacobian) for g in jacobian], 0)
-        assert np.linalg.norm(direction - wanted) <= 1e-5  # measured: 1e-6
 
 
 def test_upgrad_is_linear_in_the_scales():

@@ -90,6 +90,23 @@ def test_what_belongs_to_no_task_is_shown(capsys):
     assert len(history["cosine/task_0/task_11"]) == 2
 
 
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_evaluate_shows_the_total_and_the_worst(verbose, capsys):
+    model = nets.mlp(tasks=MANY)
+    model.compile("sgd", nets.losses(MANY))
+    x, _ = nets.regression_data(rows=16)
+    y = {n: np.full((16, 1), float(i)) for i, n in enumerate(MANY)}
+    found = model.evaluate(x, y, verbose=verbose, return_dict=True)
+    assert set(found) == {"loss", *(f"{name}_loss" for name in MANY)}
+    (line,) = lines_of(capsys.readouterr().out)
+    worst = sorted(MANY, key=lambda n: found[f"{n}_loss"])[:-4:-1]
+    assert shown(line) == ["loss", *(f"{name}_loss" for name in worst)]
+    # Positions are Keras's own.
+    silent = model.evaluate(x, y, 8, 0, None, None, None, True)
+    assert silent == pytest.approx(found, rel=1e-5)
+    assert capsys.readouterr().out == ""
+
+
 def test_few_tasks_are_shown_as_keras_shows_them(capsys):
     printed = []
     for cls in (None, keras.Model):

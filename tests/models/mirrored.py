@@ -153,6 +153,25 @@ def compare(devices, **arguments):
     }
 
 
+def refused(devices):
+    """What `TaskMonitor` says of two replicas, and whether any weight moved."""
+    said = ""
+    with devices.scope():
+        model = functional()
+        model.compile("sgd", loss=nets.losses())
+    before = nets.values(model.weights)
+    x, y = data("full")
+    try:
+        monitor = mtlkeras.callbacks.TaskMonitor()
+        model.fit(x, y, batch_size=8, verbose=0, callbacks=[monitor])
+    except ValueError as error:
+        said = str(error)
+    moved = largest_difference(before, nets.values(model.weights))
+    model.fit(x, y, batch_size=8, verbose=0)
+    trained = largest_difference(before, nets.values(model.weights))
+    return {"said": said, "moved": moved, "trained": trained}
+
+
 def one_per_class(cases):
     kinds = {type(case.given): case for case in reversed(cases)}
     return [c for c in cases if c in kinds.values() or c.id in OF_ITS_OWN]
@@ -241,6 +260,8 @@ def main():
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
     devices = tf.distribute.MirroredStrategy(names)
+    if sys.argv[1] == "refused":
+        return print(json.dumps(refused(devices)))
     results = {}
     for key, arguments in RUNS[sys.argv[1]].items():
         try:

@@ -26,18 +26,7 @@ AT_LEAST = {
 
 @pytest.mark.parametrize("runs", AT_LEAST)
 def test_replicas_equal_one_device(runs):
-    """In a process of its own, which makes two devices of one processor."""
-    root = HERE.parents[1]
-    path = os.pathsep.join([str(root), str(root / "tests")])
-    result = subprocess.run(
-        [sys.executable, str(HERE / "mirrored.py"), runs],
-        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    compared = json.loads(result.stdout.splitlines()[-1])
+    compared = run_mirrored(runs)
     assert len(compared) >= AT_LEAST[runs]
     failed = {key: found for key, found in compared.items() if "error" in found}
     assert not failed
@@ -45,6 +34,30 @@ def test_replicas_equal_one_device(runs):
         assert found["moved"] > 1e-3, key
         assert found["weights"] < 1e-6, key
         assert found["logs"] < 1e-5, key
+
+
+def test_task_monitor_is_refused_on_two_replicas():
+    found = run_mirrored("refused")
+    assert "`TaskMonitor` measures on one device" in found["said"]
+    assert "on 2 replicas. Leave it out" in found["said"]
+    # The model is as before, and trains without.
+    assert found["moved"] == 0
+    assert found["trained"] > 1e-3
+
+
+def run_mirrored(argument):
+    """In a process of its own, which makes two devices of one processor."""
+    root = HERE.parents[1]
+    path = os.pathsep.join([str(root), str(root / "tests")])
+    result = subprocess.run(
+        [sys.executable, str(HERE / "mirrored.py"), argument],
+        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
