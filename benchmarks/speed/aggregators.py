@@ -25,6 +25,9 @@ from benchmarks.speed.report import (
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN, FLOOR = "stock, all heads", "forward, T backward"
+# What any rule has to do, in bare TensorFlow.
+BARE, BARE_AT_FEATURES = "bare", "bare at features"
+REFERENCES = [PLAIN, FLOOR, BARE, BARE_AT_FEATURES]
 # Plain steps that a step takes elsewhere on the MLP at T = 40, on two cores:
 # LibMTL (main, May 2025) and TorchJD 0.18.0 under PyTorch on the CPU.
 ELSEWHERE = {
@@ -127,7 +130,7 @@ def measure_steps(nets, net, tasks, options):
     # What a process does once only belongs to no configuration.
     nets.build_step(net, nets.Configuration(1))[1]()
     steps, first_steps = {}, []
-    for name in [PLAIN, FLOOR, *ours]:
+    for name in [*REFERENCES, *ours]:
         _, step = nets.build_step(net, known[name])
         wall, cpu = measure.timed(step)
         steps[name] = step
@@ -151,10 +154,15 @@ def measure_steps(nets, net, tasks, options):
             "rounds": len(times[name]),
             "over_plain": measure.compare(times, name, [(1, PLAIN)]),
             "over_floor": measure.compare(times, name, [(1, FLOOR)]),
+            "over_bare": measure.compare(times, name, [(1, bare_for(name))]),
         }
-        for name in [PLAIN, FLOOR, *ours]
+        for name in [*REFERENCES, *ours]
     ]
     return {"rows": rows, "first_steps": first_steps}
+
+
+def bare_for(name):
+    return BARE_AT_FEATURES if name.endswith("at features") else BARE
 
 
 # -- solvers ------------------------------------------------------------------
@@ -217,7 +225,7 @@ def print_report(report):
     for row in report["rows"]:
         name, net = row["configuration"], row["net"]
         wall = row["over_plain"]["wall"]
-        if name in (PLAIN, FLOOR):
+        if name in REFERENCES:
             target = ""
         elif name.endswith("at features"):
             target = f"{TARGET[net]} x plain"
@@ -240,12 +248,13 @@ def print_report(report):
                 f"{wall['ms']:.1f}",
                 f"{wall['ratio']:.2f}",
                 f"{row['over_floor']['wall']['ratio']:.2f}",
-                "{:.2f}-{:.2f}".format(*row["over_floor"]["wall"]["quartiles"]),
+                f"{row['over_bare']['wall']['ratio']:.2f}",
+                "{:.2f}-{:.2f}".format(*row["over_bare"]["wall"]["quartiles"]),
                 target,
                 "{} / {}".format(*elsewhere) if elsewhere else "",
             )
         )
-    heads = "net|T|what|ms|over plain|over floor|quartiles|target"
+    heads = "net|T|what|ms|over plain|over floor|over bare|quartiles|target"
     print_table([*heads.split("|"), "LibMTL / TorchJD over plain"], table)
     table = [
         (

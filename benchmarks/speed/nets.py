@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import mtlkeras
+from benchmarks.speed import bare
 
 BATCH_SIZE = {"mlp": 256, "conv": 64}
 AT_FEATURES, LOW_MEMORY = " at features", ", low memory"
@@ -29,8 +30,10 @@ class Configuration:
         aggregator: An aggregator, or `None`.
         balancer: A balancer, or `None`.
         roaming: Whether each task uses its own units of the shared layers.
-        does: `"train"`; `"forward"`, the forward pass and the loss; or
-            `"backward"`, the forward pass and a backward pass for every task.
+        does: `"train"`; `"forward"`, the forward pass and the loss;
+            `"backward"`, the forward pass and a backward pass for every task;
+            `"weighted"` and `"weighted features"`, what any rule does (see
+            `bare.weighted_step`).
     """
 
     heads: int
@@ -69,6 +72,8 @@ def configurations(tasks):
         "stock, one head": Configuration(1),
         "stock, one head, forward": Configuration(1, does="forward"),
         "forward, T backward": Configuration(tasks, does="backward"),
+        "bare": Configuration(tasks, does="weighted"),
+        "bare at features": Configuration(tasks, does="weighted features"),
     }
     for name, strategy in ours.items():
         found[name] = Configuration(tasks, strategy)
@@ -179,32 +184,15 @@ def build_step(net, configuration):
     elif configuration.does == "forward":
         model.make_test_function()
         function = model.test_function
+    elif configuration.does == "backward":
+        function = bare.backward_passes(model)
     else:
-        function = backward_passes(model)
+        function = bare.weighted_step(
+            model,
+            trunk_output=model.get_layer(model.output_names[0]).input,
+            at_features=configuration.does == "weighted features",
+        )
     return model, lambda: function(batches)
-
-
-def backward_passes(model):
-    """A function that computes all tasks' gradients and does nothing more."""
-    variables = [v.value for v in model.trainable_variables]
-
-    @tf.function(autograph=False)
-    def function(batches):
-        x, y = next(batches)
-        with tf.GradientTape(persistent=True) as tape:
-            outputs = model(x, training=True)
-            losses = [
-                tf.reduce_mean(tf.square(outputs[name] - y[name])) for name in y
-            ]
-        # What is returned is not pruned.
-        return [
-            gradient
-            for loss in losses
-            for gradient in tape.gradient(loss, variables)
-            if gradient is not None
-        ]
-
-    return function
 
 
 def slot_bytes(model):

@@ -104,10 +104,19 @@ def limit_of(target):
 
 
 def aggregators_tables(report):
-    parameters, features = {}, {}
+    parameters, features, bare = {}, {}, {}
     for row in report["rows"]:
         name, net = row["configuration"], row["net"]
         if name in (aggregators.PLAIN, aggregators.FLOOR):
+            continue
+        if "over_bare" in row:
+            (where,), at = place(row), name.endswith("at features")
+            rule = name.removesuffix(" at features")
+            where += ", at features" if at else ""
+            bare[where, f"`{rule}`"] = ratio(
+                row["over_bare"]["wall"]["ratio"], None
+            )
+        if name in aggregators.REFERENCES:
             continue
         rule = name.removesuffix(" at features")
         if rule != name:
@@ -145,6 +154,7 @@ def aggregators_tables(report):
     return {
         "aggregators": pivot("over backward passes", parameters),
         "aggregators at features": pivot("over a plain step", features),
+        "aggregators over bare": pivot("over bare", bare),
         "aggregators solvers": pivot("solver, ms", solvers),
         "aggregators elsewhere": markdown(elsewhere),
     }
