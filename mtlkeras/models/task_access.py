@@ -1,4 +1,5 @@
 import contextlib
+import os
 import re
 
 import keras
@@ -221,6 +222,8 @@ class TaskAccess:
             # Keras wants it to have been called, while only its parts have
             # been if it was trained task by task.
             self(keras.tree.map_structure(_like, self.input))
+        # Keras 3.14 takes no `pathlib.Path` here.
+        filepath = os.fspath(filepath)
         super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def summary(

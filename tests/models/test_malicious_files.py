@@ -301,5 +301,6 @@ def test_weights_come_from_no_other_file(kind, saved, tmp_path):
                 name, shape, dtype, external=[(secret, 0, size)]
             )
     rewrite(saved, weights=weights.read_bytes())
-    with pytest.raises(ValueError, match="Not allowed"):
+    # Before Keras 3.15 a link is not looked at, and leads nowhere.
+    with pytest.raises(ValueError, match="Not allowed|'x' doesn't exist"):
         keras.models.load_model(saved)

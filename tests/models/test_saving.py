@@ -445,7 +445,9 @@ def test_reduce_on_plateau():
     )
     history = fit(model, 3, callbacks=[callback])
     logged = [v for k, v in history.items() if k.startswith("learning_rate")]
-    np.testing.assert_allclose(logged, [[0.08, 0.08, 0.04]] * 3, rtol=1e-6)
+    assert len(logged) in (1, 3)  # one for all before Keras 3.15
+    for found in logged:
+        np.testing.assert_allclose(found, [0.08, 0.08, 0.04], rtol=1e-6)
     np.testing.assert_allclose(rates(model), [0.02] * 4, rtol=1e-6)
 
 
@@ -461,7 +463,9 @@ def test_learning_rate_scheduler(strategy):
     history = fit(scheduled, callbacks=[callback])
     fit(other)
     logged = [v for k, v in history.items() if k.startswith("learning_rate")]
-    assert logged == [[pytest.approx(0.01)]] * (len(rates(scheduled)) - 1)
+    # One for all before Keras 3.15.
+    assert len(logged) in (1, len(rates(scheduled)) - 1)
+    assert logged == [[pytest.approx(0.01)]] * len(logged)
     assert rates(scheduled) == rates(other)
     assert len(rates(scheduled)) > 3
     assert_same_bits(values(scheduled.weights), values(other.weights))
