@@ -164,7 +164,7 @@ def plot(results, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, 2, figsize=(9, 3.2), sharey=True, layout="constrained"
+        1, 2, figsize=(9.5, 3), sharey=True, layout="constrained"
     )
     names = [result["method"] for result in results]
     for row, result in enumerate(results):
@@ -175,13 +175,14 @@ def plot(results, path):
         axes[1].plot(tests, [row] * len(tests), "o", color=color, alpha=0.7)
         axes[1].plot(tests.mean(), row, "|", color="black", markersize=14)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
-    axes[0].set_title("random search: every trial, and the best")
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    axes[0].set_title("random search: every trial, and the best", fontsize=11)
     axes[0].set_xlabel("mean validation accuracy of the tasks")
-    axes[1].set_title("the best setting: every seed, and their mean")
+    axes[1].set_title("the best setting: every seed, and the mean", fontsize=11)
     axes[1].set_xlabel("mean test accuracy of the tasks")
     for axis in axes:
         axis.grid(axis="x", alpha=0.3)
+        axis.locator_params(axis="x", nbins=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
