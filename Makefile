@@ -15,7 +15,8 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 # The oldest releases that setup.cfg allows, each with its patches.
-OLDEST ?= keras==3.14.* tensorflow-cpu==2.19.*
+# TensorFlow 2.19 needs protobuf 5, for which newer metadata do not load.
+OLDEST ?= keras==3.14.* tensorflow-cpu==2.19.* tensorflow-metadata==1.17.*
 OLDEST_RUN := .venv-oldest/bin/python
 
 .PHONY: help install quickstart test test-oldest lint format wheel-test

@@ -62,6 +62,13 @@ def compare_with_stock(strategy, model, history, callbacks, optimizer=None):
         np.testing.assert_array_equal(history[key], values, key)
 
 
+def num_logged_rates(strategy):
+    """Keras 3.15 logs the rate of every clone, before it was one for all."""
+    if strategy == "joint" or keras.version() < "3.15":
+        return 1
+    return len(TASKS)
+
+
 class Copies(keras.callbacks.Callback):
     """Weights after batches, at the ends of epochs and before validation."""
 
@@ -196,7 +203,7 @@ def test_learning_rate_scheduler(strategy):
     model = compiled(strategy, optimizers[0])
     history = train(model, callbacks)
     rates = [v for k, v in history.items() if k.startswith("learning_rate")]
-    assert len(rates) == (1 if strategy == "joint" else len(TASKS))
+    assert len(rates) == num_logged_rates(strategy)
     np.testing.assert_allclose(rates, [[0.1, 0.05, 0.025]] * len(rates))
     other = compiled(strategy, optimizers[1])
 
@@ -213,20 +220,28 @@ def test_learning_rate_scheduler(strategy):
 @both
 def test_reduce_on_plateau(strategy):
     """Every clone's rate, by the metric of one task."""
-    callbacks = [
-        keras.callbacks.ReduceLROnPlateau(
-            "val_left_mae", factor=0.5, patience=1, min_delta=1e3, mode="min"
-        )
-    ]
+
+    def callbacks():
+        # Before Keras 3.15 it keeps the best value over to a next `fit`.
+        return [
+            keras.callbacks.ReduceLROnPlateau(
+                "val_left_mae",
+                factor=0.5,
+                patience=1,
+                min_delta=1e3,
+                mode="min",
+            )
+        ]
+
     optimizers = [keras.optimizers.SGD(0.08) for _ in range(2)]
     model = compiled(strategy, optimizers[0])
-    history = train(model, callbacks)
+    history = train(model, callbacks())
     rates = [v for k, v in history.items() if k.startswith("learning_rate")]
     np.testing.assert_allclose(
         rates, [[0.08, 0.08, 0.04]] * len(rates), rtol=1e-6
     )
     assert float(model.optimizer.learning_rate) == pytest.approx(0.02)
-    compare_with_stock(strategy, model, history, callbacks, optimizers[1])
+    compare_with_stock(strategy, model, history, callbacks(), optimizers[1])
 
 
 @both
@@ -276,7 +291,7 @@ def test_tensorboard(strategy, tmp_path):
     _, tags = found["train"]
     assert any(tag.startswith("batch_left_loss") for tag in tags)
     rates = [tag for tag in tags if tag.startswith("epoch_learning_rate")]
-    assert len(rates) == (1 if strategy == "joint" else len(TASKS))
+    assert len(rates) == num_logged_rates(strategy)
     assert any("trunk_1" in tag and "kernel" in tag for tag in tags)
 
 
