@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 from keras import ops
 
@@ -23,6 +25,7 @@ class TotalLoss(keras.metrics.Metric):
         self.total = keras.metrics.Mean(name="total")
         self.extra = keras.metrics.Mean(name="extra")
         self.names = ()
+        self._task_results = None
 
     def bind(self, names, weights):
         """Fixes the tasks.
@@ -91,10 +94,24 @@ class TotalLoss(keras.metrics.Metric):
         )
 
     def task_result(self, index):
-        """What `<task>_loss` reports for a task."""
+        """What `<task>_loss` reports for a task; NaN if it never ran."""
+        if self._task_results is not None:
+            return self._task_results[index]
+        return self._report()[index]
+
+    @contextlib.contextmanager
+    def computed_once(self):
+        """Within it the trackers of all tasks share one computation."""
+        self._task_results = ops.unstack(self._report())
+        try:
+            yield
+        finally:
+            self._task_results = None
+
+    def _report(self):
         nan = ops.cast(float("nan"), self.dtype)
-        has_run = ops.greater(self.entry_counts[index], 0)
-        return ops.where(has_run, self.task_means()[index], nan)
+        has_run = ops.greater(self.entry_counts, 0)
+        return ops.where(has_run, self.task_means(), nan)
 
     def result(self):
         weights = ops.convert_to_tensor(self._task_weights, self.dtype)

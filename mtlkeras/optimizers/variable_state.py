@@ -41,6 +41,16 @@ def at_rest(optimizer, resting, update_if):
         update_if: Function from `(condition, update, variables)` that runs an
             update where the condition holds.
     """
+    # A backend's own update may know how to leave a variable as it is.
+    step = optimizer._backend_update_step
+    holding = getattr(step, "holding", contextlib.nullcontext)
+    with holding(resting) as left, put_back(optimizer, left, update_if):
+        yield
+
+
+@contextlib.contextmanager
+def put_back(optimizer, resting, update_if):
+    """`at_rest` for any update: what it changed is undone at the end."""
     kept = [
         (rests, kept, ops.copy(kept))
         for rests, variables in resting

@@ -1,7 +1,8 @@
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.batch import any_of, both
+from mtlkeras.backend.tensorflow.batch import all_flags, any_of
 from mtlkeras.backend.tensorflow.finite import all_finite
+from mtlkeras.backend.tensorflow.head_gradients import HeadGradients
 from mtlkeras.backend.tensorflow.replicas import (
     every_replica,
     num_replicas,
@@ -24,6 +25,7 @@ class AggregatedStep(GroupStep):
     """
 
     live = None  # task -> whether it has labels and a finite gradient
+    flags = None  # the same as a tensor, `[num_tasks]`
 
     def __init__(self, batch, index):
         super().__init__(batch, index)
@@ -61,7 +63,7 @@ class AggregatedStep(GroupStep):
         return self.apply(
             [gradients.get(id(v)) for v in self.variables],
             self.variables,
-            tf.reduce_any(self.flags()),
+            tf.reduce_any(self.flags),
             ran_before,
         )
 
@@ -97,7 +99,6 @@ class AggregatedStep(GroupStep):
         }
         gramian, squares = self.products(list(stacked.values()))
         self.note_live(weighted, gradients, squares)
-        self.rest_dead_heads(gradients)
         gradients.update(self.join(tape, stacked, gramian, weighted, scaled))
         return gradients
 
@@ -216,35 +217,43 @@ class AggregatedStep(GroupStep):
 
     # -- which tasks count ----------------------------------------------------
 
-    def note_live(self, weighted, own_gradients, squares):
-        """Settles which tasks have labels and a finite gradient."""
+    def note_live(self, weighted, gradients, squares):
+        """Settles which tasks have labels and a finite gradient.
+
+        The heads of the others rest: their gradients are replaced by 0.
+        """
         losses = tf.stack([weighted[name] for name in self.names])
-        finite = every_replica(tf.math.is_finite(losses))
+        heads = HeadGradients(
+            [
+                {id(v): gradients[id(v)] for v in own if id(v) in gradients}
+                for own in (self.own[name] for name in self.names)
+            ]
+        )
+        labelled = all_flags([self.batch.labelled[n] for n in self.names])
+        finite = tf.math.is_finite(losses)
+        if not self.loss_scaled:
+            finite &= heads.finite()
+        finite = every_replica(finite)
         if self.aggregator.requires_positive_losses:
             # One without labels is 0 and no error.
-            labelled = [self.batch.labelled[name] for name in self.names]
-            labelled = tf.stack([tf.convert_to_tensor(f) for f in labelled])
-            finite &= (self.losses_of(weighted) > 0) | ~labelled
+            positive = self.losses_of(weighted) > 0
+            finite &= positive if labelled is True else positive | ~labelled
         self.overflow = None
         if self.loss_scaled:
             # An overflow is the affair of the optimizer, which has to see it.
             self.overflow = ~tf.reduce_all(tf.math.is_finite(squares) | ~finite)
         else:
             finite &= tf.math.is_finite(squares)
-            own = [
-                [g for g in map(own_gradients.get, ids) if g is not None]
-                for ids in ([id(v) for v in self.own[n]] for n in self.names)
-            ]
-            finite &= tf.stack(
-                [all_finite(g) if g else tf.constant(True) for g in own]
-            )
         finite &= self.extra_is_finite
         self.every_finite = tf.reduce_all(finite)
-        self.live = {}
-        for name, flag in zip(self.names, tf.unstack(finite), strict=True):
-            self.batch.finite[name] = flag
-            self.live[name] = both(self.batch.labelled[name], flag)
-            self.batch.ran[name] = self.live[name]
+        self.batch.finite.update(self.by_task(finite))
+        self.flags = finite if labelled is True else finite & labelled
+        self.live = self.by_task(self.flags)
+        self.batch.ran.update(self.live)
+        gradients.update(heads.where(self.flags))
+
+    def by_task(self, flags):
+        return dict(zip(self.names, tf.unstack(flags), strict=True))
 
     def labelled_in(self, index, tasks):
         # A task whose gradient is not finite is as one without labels.
@@ -252,14 +261,11 @@ class AggregatedStep(GroupStep):
             return any_of([self.live[n] for n in self.names if n in tasks])
         return super().labelled_in(index, tasks)
 
-    def flags(self):
-        return tf.stack([tf.convert_to_tensor(f) for f in self.live.values()])
-
     def flags_for_rule(self):
         """Without an overflown batch, which is not to get into its state."""
         if self.overflow is None:
-            return self.flags()
-        return self.flags() & ~self.overflow
+            return self.flags
+        return self.flags & ~self.overflow
 
     def overflown(self, tensor):
         if self.overflow is None:
@@ -267,21 +273,13 @@ class AggregatedStep(GroupStep):
         nan = tf.constant(float("nan"), tensor.dtype)
         return tf.where(self.overflow, nan, tensor)
 
-    def rest_dead_heads(self, gradients):
-        for name in self.names:
-            for v in self.own[name]:
-                if id(v) in gradients:
-                    gradients[id(v)] = self.if_live(name, gradients[id(v)])
-
     def if_live(self, name, gradient):
         gradient = tf.convert_to_tensor(gradient)
-        if self.live[name] is True:
-            return gradient
         return tf.where(self.live[name], gradient, tf.zeros_like(gradient))
 
     def without_dead(self, rows):
         """Rows that weights of 0 take out even if they are not finite."""
-        live = self.flags()[:, None]
+        live = self.flags[:, None]
         return tf.cond(
             self.every_finite,
             lambda: rows,

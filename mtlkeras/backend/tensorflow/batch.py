@@ -186,12 +186,13 @@ class Batch:
                 None if ran is True else ran,
             )
         try:
-            return self.model.compute_metrics(
-                self.x,
-                self.y(),
-                self.tasks.pack(self.predictions),
-                sample_weight=self.sample_weight(),
-            )
+            with self.model._loss_tracker.computed_once():
+                return self.model.compute_metrics(
+                    self.x,
+                    self.y(),
+                    self.tasks.pack(self.predictions),
+                    sample_weight=self.sample_weight(),
+                )
         finally:
             flags.clear()
 
@@ -262,4 +263,4 @@ def negated(flag):
 
 
 def as_counts(flags):
-    return tf.stack([tf.cast(flag, tf.int32) for flag in flags])
+    return tf.cast(tf.stack([tf.convert_to_tensor(f) for f in flags]), tf.int32)

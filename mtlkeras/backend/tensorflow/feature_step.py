@@ -38,7 +38,6 @@ class FeatureStep(AggregatedStep):
         gramian, squares = self.products(matrices)
         self.note_live(weighted, gradients, squares)
         self.note_norms(tape, squares)
-        self.rest_dead_heads(gradients)
         combined, weights = self.combine(matrices, gramian, weighted)
         for name in self.names:
             terms = [

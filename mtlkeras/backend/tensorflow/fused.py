@@ -11,14 +11,12 @@ import functools
 import keras
 import tensorflow as tf
 
-from mtlkeras.backend.tensorflow.replicas import exchanges
+from mtlkeras.backend.tensorflow.replicas import exchanges, update_if
+from mtlkeras.optimizers.variable_state import put_back
 
 
 def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
     """A fused `update(gradients, variables, learning_rate)`.
-
-    Only the elementwise step is replaced, at the hook that Keras has for
-    backends: clipping, accumulation, constraints and counters stay Keras's.
 
     Args:
         optimizer: The optimizer whose state is to be used.
@@ -31,23 +29,78 @@ def fused_update(optimizer, unfused, scale_of=lambda variable: 1.0):
     if kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
         if optimizer.amsgrad:
             return unfused
-        step = _adam_step
-    elif kind is keras.optimizers.SGD:
-        step = _sgd_step
-    else:
-        return unfused
+        return FusedUpdate(optimizer, unfused, scale_of, _adam_step)
+    if kind is keras.optimizers.SGD:
+        return FusedUpdate(optimizer, unfused, scale_of, _sgd_step)
+    return unfused
 
-    def update(gradients, variables, learning_rate):
+
+class FusedUpdate:
+    """Only the elementwise step is replaced, at Keras's hook for backends.
+
+    Clipping, accumulation, constraints and counters stay Keras's.
+    """
+
+    def __init__(self, optimizer, unfused, scale_of, step):
+        self.optimizer = optimizer
+        self.unfused = unfused
+        self.scale_of = scale_of
+        self.step = step
+        self.resting = []
+
+    def __call__(self, gradients, variables, learning_rate):
         if any(isinstance(g, tf.IndexedSlices) for g in gradients):
-            return unfused(gradients, variables, learning_rate)
+            with put_back(self.optimizer, self.resting, update_if):
+                self.unfused(gradients, variables, learning_rate)
+            return
+        rests = {id(v): k for k, (_, vs) in enumerate(self.resting) for v in vs}
         by_scale = {}
         for pair in zip(gradients, variables, strict=True):
-            by_scale.setdefault(scale_of(pair[1]), []).append(pair)
+            by_scale.setdefault(self.scale_of(pair[1]), []).append(pair)
+        flags = [flag for flag, _ in self.resting]
         for scale, pairs in by_scale.items():
             rate = learning_rate if scale == 1.0 else learning_rate * scale
-            step(optimizer, *zip(*pairs, strict=True), rate)
+            positions = [rests.get(id(v)) for _, v in pairs]
+            self.step(self.optimizer, pairs, rate, positions, flags)
 
-    return update
+    @contextlib.contextmanager
+    def holding(self, resting):
+        """In this scope variables rest, at the price of a few scalars.
+
+        The kernel leaves a variable and its state as they are where the
+        learning rate is 0 and the factors of decay are 1. To copy them and to
+        put them back takes ten operations for each.
+
+        Args:
+            resting: List of `(rests, variables)`.
+
+        Yields:
+            Those that the kernel cannot hold, in the same form.
+        """
+        held, left = [], []
+        for rests, variables in resting:
+            for by, members in (
+                (held, [v for v in variables if self._holds(v)]),
+                (left, [v for v in variables if not self._holds(v)]),
+            ):
+                if members:
+                    by.append((tf.convert_to_tensor(rests), members))
+        self.resting = held
+        try:
+            yield left
+        finally:
+            self.resting = []
+
+    def _holds(self, variable):
+        """Whether nothing but the kernel would change it or its state."""
+        optimizer = self.optimizer
+        return (
+            getattr(optimizer, "momentum", 0) == 0
+            and optimizer.weight_decay is None
+            and not optimizer.use_ema
+            and not optimizer.gradient_accumulation_steps
+            and variable.constraint is None
+        )
 
 
 @contextlib.contextmanager
@@ -68,19 +121,45 @@ def fused_updates(optimizer):
         del optimizer._backend_update_step
 
 
-def _adam_step(optimizer, gradients, variables, learning_rate):
-    scalars = functools.cache(
-        lambda dtype: _adam_scalars(optimizer, learning_rate, dtype)
-    )
-    for gradient, variable in zip(gradients, variables, strict=True):
+def _adam_step(optimizer, pairs, learning_rate, positions, flags):
+    @functools.cache
+    def scalars(dtype):
+        return _adam_scalars(optimizer, learning_rate, dtype)
+
+    @functools.cache
+    def where_resting(dtype):
+        found = scalars(dtype)
+        still = {"lr": 0.0, "beta1": 1.0, "beta2": 1.0}
+        return [found | own for own in _selected(flags, still, found)]
+
+    for (gradient, variable), position in zip(pairs, positions, strict=True):
         index = optimizer._get_variable_index(variable)
+        dtype = variable.dtype
         tf.raw_ops.ResourceApplyAdam(
             var=variable.value.handle,
             m=optimizer._momentums[index].value.handle,
             v=optimizer._velocities[index].value.handle,
-            grad=tf.cast(gradient, variable.dtype),
-            **scalars(variable.dtype),
+            grad=tf.cast(gradient, dtype),
+            **(
+                scalars(dtype)
+                if position is None
+                else where_resting(dtype)[position]
+            ),
         )
+
+
+def _selected(flags, still, moving):
+    """For each flag the scalars of an update that changes nothing, or not."""
+    flags = tf.stack(flags)
+    columns = [
+        tf.unstack(
+            tf.where(flags, tf.cast(value, moving[key].dtype), moving[key])
+        )
+        for key, value in still.items()
+    ]
+    return [
+        dict(zip(still, row, strict=True)) for row in zip(*columns, strict=True)
+    ]
 
 
 def _adam_scalars(optimizer, learning_rate, dtype):
@@ -103,8 +182,13 @@ def _adam_powers(optimizer, dtype):
     )
 
 
-def _sgd_step(optimizer, gradients, variables, learning_rate):
-    for gradient, variable in zip(gradients, variables, strict=True):
+def _sgd_step(optimizer, pairs, learning_rate, positions, flags):
+    @functools.cache
+    def where_resting(dtype):
+        rate = {"lr": tf.cast(learning_rate, dtype)}
+        return _selected(flags, {"lr": 0.0}, rate)
+
+    for (gradient, variable), position in zip(pairs, positions, strict=True):
         index = optimizer._get_variable_index(variable)
         dtype = variable.dtype
         rate = tf.cast(learning_rate, dtype)
@@ -118,7 +202,9 @@ def _sgd_step(optimizer, gradients, variables, learning_rate):
                 momentum=tf.cast(optimizer.momentum, dtype),
                 use_nesterov=optimizer.nesterov,
             )
-        else:
-            tf.raw_ops.ResourceApplyGradientDescent(
-                var=variable.value.handle, alpha=rate, delta=gradient
-            )
+            continue
+        if position is not None:
+            rate = where_resting(dtype)[position]["lr"]
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=variable.value.handle, alpha=rate, delta=gradient
+        )

@@ -197,8 +197,8 @@ class GroupStep:
         def commit():
             if not isinstance(optimizer, PerTaskOptimizer):
                 with (
-                    at_rest(innermost(optimizer), self.resting(), update_if),
                     fused_updates(innermost(optimizer)),
+                    at_rest(innermost(optimizer), self.resting(), update_if),
                 ):
                     optimizer.apply_gradients(pairs)
             elif pairs:
